@@ -1,0 +1,275 @@
+"""The compressor: transforms g_a and g_s, and the hyperprior entropy model at level q (DESIGN 1, 5).
+
+    x -> g_a -> y -> h_a -> z --round--> z_hat -> h_s -> mu, sigma
+                y -> level q (see gic.sde) -> y_q, coded with N(mu, sigma^2) on the grid of step q
+                                              y_hat -> g_s -> x_hat
+
+z and hence mu and sigma do not depend on q: one analysis serves all rates. h_s is made of 3x3 convolutions, ReLU
+and pixel shuffles alone, so that it can be run in exact integer arithmetic. Names, layers and entropy models are
+CompressAI's; the hyperprior is that of Minnen et al. 2018 (arXiv 1809.02736).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.layers import AttentionBlock, ResidualBlock, conv3x3, subpel_conv3x3
+from compressai.models.sensetime import ResidualBottleneckBlock
+from compressai.ops import LowerBound
+from torch import Tensor, nn
+
+from gic.sde import level
+
+Block = Literal["residual", "bottleneck"]
+
+DOWNSAMPLING = 16
+"""Pixels per latent element along each side."""
+HYPER_DOWNSAMPLING = 4
+"""Elements of y per element of z along each side."""
+SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
+"""Range of the prior's standard deviation, in units of y."""
+
+
+class Latents(NamedTuple):
+    """What one analysis of a batch yields; nothing of it depends on q.
+
+    Attributes:
+        y: Latent g_a(x), (B, M, H/16, W/16).
+        z: Hyper-latent h_a(y), (B, N, H/64, W/64).
+        z_hat: z rounded to whole numbers, with straight-through gradient.
+        mu: Prior mean of y, like y.
+        sigma: Prior standard deviation of y, like y, in [SIGMA_MIN, SIGMA_MAX].
+    """
+
+    y: Tensor
+    z: Tensor
+    z_hat: Tensor
+    mu: Tensor
+    sigma: Tensor
+
+
+class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
+    """CompressAI's entropy bottleneck on whole numbers: no quantiles to learn, no tables in the state.
+
+    The medians are 0, so that z_hat is made of whole numbers; everything else that coding needs follows from the
+    weights when they are loaded.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        del self.quantiles, self.target
+        del self._offset, self._quantized_cdf, self._cdf_length
+
+    def _get_medians(self) -> Tensor:
+        reference: Tensor = self.matrices[0]
+        return reference.new_zeros(self.channels, 1, 1)
+
+
+class LevelGaussian(GaussianConditional):  # type: ignore[misc]
+    """CompressAI's Gaussian conditional for a latent that is already at level q, on any grid offset."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        del self._offset, self._quantized_cdf, self._cdf_length, self.scale_table, self.scale_bound
+
+    def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2), at least 1e-9 (DESIGN 5).
+
+        Valid for both quantisers: under ``dither`` the cell is the one shifted by u.
+        """
+        likelihood: Tensor = self._likelihood(y_q / q, sigma / q, mu / q)
+        return self.likelihood_lower_bound(likelihood)  # type: ignore[no-any-return]
+
+
+def _make_block(kind: Block, channels: int) -> nn.Module:
+    if kind == "residual":
+        return ResidualBlock(channels, channels)  # type: ignore[no-any-return]
+    return ResidualBottleneckBlock(channels, channels)  # type: ignore[no-any-return]
+
+
+class Analysis(nn.Module):
+    """g_a: image to latent, four stages that each halve the size.
+
+    Args:
+        widths: Channels of the four stages, from H/2 to H/16.
+        blocks: Residual blocks in each stage.
+        latent_channels: M, channels of y.
+        block: ``residual`` (two 3x3 convolutions) or ``bottleneck`` (1x1, 3x3, 1x1, as in ELIC).
+        attention: Put CompressAI's attention block at the end of the stages H/8 and H/16, as ELIC does.
+        gain: Factor on the output, which sets the scale of y at the start of training.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        latent_channels: int,
+        block: Block = "residual",
+        attention: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            layers.append(nn.Conv2d(channels, width, 5 if stage == 0 else 3, 2, 2 if stage == 0 else 1))
+            layers += [_make_block(block, width) for _ in range(count)]
+            if attention and stage % 2 == 1:
+                layers.append(AttentionBlock(width))
+            channels = width
+        layers.append(conv3x3(channels, latent_channels))
+        self.layers = nn.Sequential(*layers)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of 16, to y (B, M, H/16, W/16)."""
+        y: Tensor = self.layers(x - 0.5)
+        return self.gain * y
+
+
+class Synthesis(nn.Module):
+    """g_s: latent to image, the mirror of :class:`Analysis` with pixel shuffles.
+
+    Args:
+        widths: Channels of the four stages, from H/2 to H/16, as in the analysis.
+        blocks: Residual blocks in each stage.
+        latent_channels: M, channels of y.
+        block: Kind of residual block.
+        attention: As in the analysis.
+        gain: The analysis' gain, taken out again.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        latent_channels: int,
+        block: Block = "residual",
+        attention: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [conv3x3(latent_channels, widths[-1])]
+        for stage in reversed(range(len(widths))):
+            width = widths[stage]
+            if attention and stage % 2 == 1:
+                layers.append(AttentionBlock(width))
+            layers += [_make_block(block, width) for _ in range(blocks[stage])]
+            if stage > 1:
+                layers.append(subpel_conv3x3(width, widths[stage - 1], 2))
+            elif stage == 1:
+                layers.append(nn.Sequential(nn.Conv2d(width, 4 * widths[0], 1), nn.PixelShuffle(2)))
+            else:
+                layers.append(subpel_conv3x3(width, 3, 2))
+        self.layers = nn.Sequential(*layers)
+        self.gain = gain
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Latent (B, M, h, w) to image (B, 3, 16 h, 16 w), not clamped."""
+        x: Tensor = self.layers(y / self.gain)
+        return x + 0.5
+
+
+class Compressor(nn.Module):
+    """Transforms and hyperprior: everything of the codec but the reverse network.
+
+    Args:
+        widths: Channels of g_a's stages at H/2, H/4, H/8, H/16, mirrored by g_s.
+        blocks: Residual blocks in each stage of g_a and, unless given apart, of g_s.
+        synthesis_blocks: Residual blocks in each stage of g_s.
+        latent_channels: M, channels of y.
+        hyper_channels: N, channels of z.
+        block: Kind of residual block, ``residual`` or ``bottleneck``.
+        attention: Attention blocks in the transforms, as in ELIC.
+        gain: Scale of y at the start of training.
+
+    Example:
+        >>> model = Compressor(widths=(8, 8, 8, 8), blocks=(0, 0, 1, 1), latent_channels=16, hyper_channels=8)
+        >>> latents = model.analyse(torch.rand(2, 3, 64, 128))
+        >>> latents.y.shape, latents.z.shape
+        (torch.Size([2, 16, 4, 8]), torch.Size([2, 8, 1, 2]))
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (40, 88, 128, 192),
+        blocks: Sequence[int] = (1, 1, 2, 2),
+        synthesis_blocks: Sequence[int] | None = None,
+        latent_channels: int = 192,
+        hyper_channels: int = 128,
+        block: Block = "residual",
+        attention: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.hyper_channels = hyper_channels
+        m, n = latent_channels, hyper_channels
+        self.g_a = Analysis(widths, blocks, m, block, attention, gain)
+        self.g_s = Synthesis(widths, synthesis_blocks or blocks, m, block, attention, gain)
+        self.h_a = nn.Sequential(
+            conv3x3(m, n),
+            nn.LeakyReLU(inplace=True),
+            conv3x3(n, n, stride=2),
+            nn.LeakyReLU(inplace=True),
+            conv3x3(n, n, stride=2),
+        )
+        self.h_s = nn.Sequential(
+            subpel_conv3x3(n, n, 2),
+            nn.ReLU(inplace=True),
+            subpel_conv3x3(n, n, 2),
+            nn.ReLU(inplace=True),
+            conv3x3(n, 2 * m),
+        )
+        self.prior_z = FactorizedPrior(n)
+        self.prior_y = LevelGaussian()
+        self.lower = LowerBound(math.log(SIGMA_MIN))
+        self.upper = LowerBound(-math.log(SIGMA_MAX))
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the image must be multiples of this, in pixels."""
+        return DOWNSAMPLING * HYPER_DOWNSAMPLING
+
+    def analyse(self, x: Tensor) -> Latents:
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to its latents; q plays no part.
+
+        The latents and the prior are float32 whatever the autocast dtype of the transforms.
+        """
+        y = self.g_a(x).float()
+        z = self.h_a(y).float()
+        z_hat = z + (torch.round(z) - z).detach()
+        mu, sigma = self.hyper_synthesis(z_hat)
+        return Latents(y, z, z_hat, mu, sigma)
+
+    def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
+        """Prior (mu, sigma) of y from whole numbers z_hat, (B, N, h, w) to twice (B, M, 4h, 4w)."""
+        mu, log_sigma = self.h_s(z_hat).float().chunk(2, dim=1)
+        # LowerBound lets gradients through that lead back into the range.
+        log_sigma = -self.upper(-self.lower(log_sigma))
+        return mu, torch.exp(log_sigma)
+
+    def synthesise(self, y: Tensor) -> Tensor:
+        """Latent (B, M, h, w) to image (B, 3, 16 h, 16 w), float32, not clamped."""
+        return self.g_s(y).float()  # type: ignore[no-any-return]
+
+    def likelihoods(self, latents: Latents, q: Tensor, y_q: Tensor) -> dict[str, Tensor]:
+        """Probabilities of the symbols at level q (DESIGN 5).
+
+        Args:
+            latents: From :meth:`analyse`.
+            q: Quantisation step per sample, (B,) or a number.
+            y_q: Latent at level q; a sample of the additive noise gives the differentiable rate of training.
+
+        Returns:
+            ``y`` like ``latents.y`` and ``z`` like ``latents.z``, in [1e-9, 1]. z is noisy in training mode and
+            rounded in evaluation mode.
+        """
+        with torch.autocast(y_q.device.type, enabled=False):
+            y = self.prior_y(y_q, level(q, y_q), latents.mu, latents.sigma)
+            _, z = self.prior_z(latents.z)
+        return {"y": y, "z": z}

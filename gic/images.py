@@ -1,0 +1,419 @@
+"""Reading any picture as 8 bit sRGB, and the way between pictures and tensors.
+
+Everything that gic codes, trains on or measures passes through :func:`load_rgb`, so that an orientation
+flag, a colour profile or 16 bit are handled once, in one way, and never silently: what was changed is told
+in :attr:`LoadedImage.notes`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from gic.errors import DataError, ImageError
+
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".jpe", ".webp", ".avif", ".heic", ".jxl", ".gif", ".bmp",
+    ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k",
+})
+# fmt: on
+"""Endings, in lower case, by which :func:`find_images` knows an image file in a folder."""
+
+# Formats that may be opened. EPS is left out on purpose (Pillow runs Ghostscript on it); HEIF and JXL
+# work once their Pillow plugins are registered.
+_FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"}
+
+_ORIENTATION = 0x0112  # EXIF and TIFF tag
+_BITS_PER_SAMPLE = 258  # TIFF tag
+_PHOTOMETRIC = 262  # TIFF tag; 0 is "white is zero"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_PROFILE_SPACE = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
+
+_open_lock = threading.Lock()
+
+
+class LoadedImage(NamedTuple):
+    """A picture ready for coding, and what had to be done to it.
+
+    Attributes:
+        image: 8 bit sRGB, Pillow mode "RGB", without metadata.
+        notes: What was changed on the way, in order, for example ``"EXIF orientation applied"``; empty if
+            nothing was.
+        format: Pillow's name of the file format, for example ``"JPEG"``; None for a picture from memory.
+    """
+
+    image: Image.Image
+    notes: tuple[str, ...]
+    format: str | None
+
+
+def load_rgb(
+    source: bytes | str | Path | BinaryIO | Image.Image,
+    *,
+    name: str | None = None,
+    max_pixels: int = 2**28,
+) -> LoadedImage:
+    """Read a picture of any size and mode as 8 bit sRGB.
+
+    Orientation flags are applied; embedded ICC profiles are converted to sRGB (relative colorimetric, black
+    point compensated; nothing is done if the profile already is sRGB); 16 bit are scaled to 8; grey,
+    1 bit, palette, CMYK, YCbCr and CIELAB become RGB; transparency is blended onto white; of several frames
+    the first is taken.
+
+    Args:
+        source: A path, the bytes of a file, an open binary file, or a Pillow image.
+        name: What to call the picture in errors; by default its path.
+        max_pixels: Largest width times height; checked from the header, before anything is decoded.
+
+    Returns:
+        The picture, notes on what was changed, and the format of the file.
+
+    Raises:
+        ImageError: If there is no such file, if it is not an image or is damaged, if it holds more than
+            ``max_pixels``, or if its values have no fixed range (floating point, 32 bit integers).
+
+    Example:
+        >>> load_rgb(Image.new("L", (4, 2), 255)).notes
+        ('grey expanded to RGB',)
+    """
+    label = name or _label(source)
+    try:
+        if isinstance(source, Image.Image):
+            return _normalise(source, label, max_pixels)
+        if isinstance(source, bytes):
+            return _normalise(_open(io.BytesIO(source)), label, max_pixels)
+        if isinstance(source, (str, Path)):
+            with Path(source).open("rb") as file:
+                return _normalise(_open(file), label, max_pixels)
+        return _normalise(_open(source), label, max_pixels)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"there is no file {label}") from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageError(f"cannot read {label}: {error.strerror}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{label} is not an image, or of a format that Pillow cannot read") from error
+    except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
+        raise ImageError(f"{label} is damaged or cut short: {type(error).__name__}: {error}") from error
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Copy a picture into a tensor.
+
+    Args:
+        image: Pillow image of mode "RGB".
+
+    Returns:
+        Shape (3, H, W), uint8, on the CPU.
+
+    Raises:
+        ImageError: If the mode is not "RGB"; :func:`load_rgb` brings any picture there.
+    """
+    if image.mode != "RGB":
+        raise ImageError(f"expected an image of mode RGB, not {image.mode}: read it with gic.images.load_rgb")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_image(tensor: torch.Tensor) -> Image.Image:
+    """Copy a tensor into a picture.
+
+    Args:
+        tensor: Shape (3, H, W), on any device; uint8, or floating point in [0, 1] (values outside are
+            clamped; rounded to the nearest of 256 levels).
+
+    Returns:
+        Pillow image of mode "RGB".
+
+    Raises:
+        ImageError: If the shape or type is another, or a value is not a number.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise ImageError(f"expected a tensor of shape (3, height, width), not {tuple(tensor.shape)}")
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        if tensor.isnan().any():
+            raise ImageError("the tensor holds values that are not a number and cannot become an image")
+        tensor = (tensor.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if tensor.dtype != torch.uint8:
+        raise ImageError(f"expected a tensor of uint8 or floating point, not {tensor.dtype}")
+    return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
+
+
+def as_float(tensor: torch.Tensor) -> torch.Tensor:
+    """Map 8 bit levels to [0, 1].
+
+    Args:
+        tensor: uint8, any shape and device.
+
+    Returns:
+        float32 of the same shape, ``tensor / 255``.
+
+    Raises:
+        ImageError: If the tensor is not uint8.
+    """
+    if tensor.dtype != torch.uint8:
+        raise ImageError(f"expected a tensor of uint8, not {tensor.dtype}")
+    return tensor.float() / 255
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """List the image files that files, folders and patterns stand for.
+
+    Folders are searched to any depth for files with an ending in :data:`IMAGE_SUFFIXES` (upper or lower
+    case); names that begin with a dot are passed over and linked folders are not followed. A file given by
+    its own name is taken whatever its ending.
+
+    Args:
+        paths: Files, folders, or patterns such as ``"photos/**/*.png"``.
+
+    Returns:
+        The files, sorted by path, each once.
+
+    Raises:
+        DataError: If a path does not exist, a folder holds no image, or a pattern matches none.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_file():
+            files = [path]
+        elif path.is_dir():
+            files = _images_in(path)
+            if not files:
+                raise DataError(f"there is no image in the folder {path}")
+        elif any(c in str(path) for c in "*?["):
+            files = _images_like(path)
+            if not files:
+                raise DataError(f"no image matches the pattern {path}")
+        else:
+            raise DataError(f"there is no file or folder {path}")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return sorted(found.values())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """All image files below a folder."""
+    files = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(root, name) for name in names if _looks_like_image(Path(name))]
+    return files
+
+
+def _images_like(pattern: Path) -> list[Path]:
+    """All image files that match a pattern, or lie below a folder that does."""
+    base = Path(pattern.anchor)
+    files = []
+    for match in base.glob(str(pattern.relative_to(base))):
+        if match.is_dir():
+            files += _images_in(match)
+        elif _looks_like_image(match):
+            files.append(match)
+    return files
+
+
+def _looks_like_image(path: Path) -> bool:
+    """Whether a file in a folder should be taken for an image."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
+    """What to call a source in errors."""
+    if isinstance(source, (str, Path)):
+        return str(source)
+    if isinstance(source, bytes):
+        return f"the image of {len(source)} bytes"
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return name if isinstance(name, str) and name else "the image"
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    """Open an image without decoding it and without Pillow's own limit of pixels."""
+    Image.init()
+    formats = sorted(_FORMATS & Image.OPEN.keys())
+    with _open_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None  # load_rgb has its own limit, which the caller can set
+        try:
+            return Image.open(file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _normalise(image: Image.Image, label: str, max_pixels: int) -> LoadedImage:
+    """Decode an opened image and bring it to 8 bit sRGB; the body of :func:`load_rgb`."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(f"{label} declares {width} x {height} pixels; the limit is {max_pixels} pixels")
+    if width * height == 0:
+        raise ImageError(f"{label} has no pixels ({width} x {height})")
+    notes = []
+    file_format = image.format
+    frames = 1 if file_format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews and gain maps
+    if frames > 1:
+        notes.append(f"first of {frames} frames taken")
+    reduced = any(";16" in str(tile) for tile in getattr(image, "tile", []))  # Pillow itself drops to 8 bit
+    profile = image.info.get("icc_profile")
+
+    turn = _orientation(image)
+    image.load()
+    remaining = _orientation(image)  # TIFF is turned by loading it; PNG may state it after its pixels
+    if remaining in _TURNS:
+        image = image.transpose(_TURNS[remaining])
+    if turn in _TURNS or remaining in _TURNS:
+        notes.append("EXIF orientation applied")
+
+    image, alpha = _split_alpha(image, notes)
+    if image.mode == "F":
+        raise ImageError(f"{label} holds floating point values, whose range is unknown: save it with 8 bit")
+    if image.mode.startswith("I"):
+        image = _reduce_to_8_bit(image, label)
+        reduced = True
+    if reduced:
+        notes.append("16 bit reduced to 8")
+    image = _to_srgb(image, profile, notes)
+
+    clean = Image.new("RGB", image.size, "white")  # a new image carries no metadata along
+    clean.paste(image, mask=alpha)
+    return LoadedImage(clean, tuple(notes), file_format)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 (upright) if there is none or the EXIF data is damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # EXIF data in the wild is often damaged, in many ways; the pixels are not
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _split_alpha(image: Image.Image, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+    """Take transparency off an image; palettes are expanded on the way.
+
+    Returns:
+        The image without transparency, and alpha of mode "L", or None if the image is opaque.
+    """
+    if image.mode.startswith("I") and "transparency" in image.info:
+        values = np.asarray(image)
+        alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
+    elif image.has_transparency_data:
+        grey = image.mode in ("1", "L", "LA", "La")
+        with_alpha = image.convert("RGBA")
+        alpha = with_alpha.getchannel("A")
+        image = with_alpha.convert("RGB")
+        if grey:
+            image = image.getchannel("R")
+    else:
+        if image.mode in ("P", "PA"):
+            image = image.convert("RGB")
+        return image, None
+    if alpha.getextrema() == (255, 255):
+        notes.append("opaque alpha dropped")
+        return image, None
+    notes.append("alpha blended onto white")
+    return image, alpha
+
+
+def _reduce_to_8_bit(image: Image.Image, label: str) -> Image.Image:
+    """Scale 16 bit (or 12 bit) grey to 8 bit by its full range, to mode "L"."""
+    values = np.asarray(image).astype(np.int64)
+    tags = getattr(image, "tag_v2", {})
+    top = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > top:
+        raise ImageError(
+            f"{label} holds integers from {low} to {high}, of unknown full range: save it with 8 or 16 bit"
+        )
+    if tags.get(_PHOTOMETRIC) == 0:  # Pillow inverts "white is zero" for 8 bit only
+        values = top - values
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Convert opaque 8 bit of any mode to sRGB, by the ICC profile if it has a usable one."""
+    if image.mode == "1":
+        notes.append("1 bit expanded to RGB")
+        image = image.convert("L")
+    elif image.mode == "L":
+        notes.append("grey expanded to RGB")
+    elif image.mode not in _PROFILE_SPACE:  # YCbCr, HSV, RGBX
+        notes.append(f"{image.mode} converted to RGB")
+        image = image.convert("RGB")
+
+    if profile:
+        converted = _by_profile(image, profile, notes)
+        if converted is not None:
+            return converted
+    if image.mode == "LAB":
+        notes.append("CIELAB converted to RGB")
+        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+        return _apply_profile(image, lab)
+    if image.mode == "CMYK":
+        notes.append("CMYK converted to RGB without a profile")
+    return image.convert("RGB")
+
+
+def _by_profile(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image | None:
+    """Convert by an embedded ICC profile; None if the profile already is sRGB or cannot be used."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        space = (profile.profile.xcolor_space or "").strip()
+        if space != _PROFILE_SPACE[image.mode]:
+            notes.append(f"ICC profile for {space} ignored, the image is {image.mode}")
+            return None
+        if image.mode in ("RGB", "L") and _changes_little(profile, image.mode):
+            return None
+        converted = _apply_profile(image, profile)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        notes.append("damaged ICC profile ignored")
+        return None
+    text = profile.profile.profile_description or "without a name"
+    title = "".join(c for c in text if c.isprintable()).strip()[:60]
+    notes.append(f"ICC profile '{title}' converted to sRGB")
+    return converted
+
+
+def _changes_little(profile: ImageCms.ImageCmsProfile, mode: str) -> bool:
+    """Whether a profile is sRGB in effect: it moves no colour of a coarse grid by more than two levels."""
+    levels = np.linspace(0, 255, 18).astype(np.uint8)
+    if mode == "L":
+        grid = levels[None]
+    else:
+        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    before = Image.fromarray(grid)
+    after = np.asarray(_apply_profile(before, profile)).astype(int)
+    return bool(np.abs(after - np.asarray(before.convert("RGB"))).max() <= 2)
+
+
+def _apply_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
+    """Convert from a profile to sRGB, relative colorimetric with black point compensation."""
+    converted = ImageCms.profileToProfile(
+        image,
+        profile,
+        ImageCms.createProfile("sRGB"),
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode="RGB",
+        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    assert converted is not None  # None is only returned when converting in place
+    return converted

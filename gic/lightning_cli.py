@@ -1,0 +1,95 @@
+"""``gic fit``, ``validate`` and ``test``: LightningCLI with configs that extend other configs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gic.errors import ConfigError, require
+
+EXTENDS = "extends"
+
+
+def expand_configs(argv: Sequence[str]) -> list[str]:
+    """Put the configs that a config ``extends`` in front of it.
+
+    A config may say ``extends: other.yaml`` (or a list), relative to itself. What it sets overrides what they set.
+
+    Args:
+        argv: Words of the command line.
+
+    Returns:
+        The words with each ``--config FILE`` preceded by the files it extends, and the key ``extends`` taken out.
+
+    Raises:
+        ConfigError: If a file is missing, is no YAML mapping, or extends itself.
+    """
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--config", "-c") and rest:
+            words += _expand(Path(rest.pop(0)), ())
+        elif word.startswith("--config="):
+            words += _expand(Path(word.partition("=")[2]), ())
+        else:
+            words.append(word)
+    return words
+
+
+def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
+    resolved = path.resolve()
+    if resolved in above:
+        raise ConfigError(f"{path} extends itself, by way of {' -> '.join(p.name for p in above)}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"the config {path} must be a YAML mapping")
+    parents = data.pop(EXTENDS, None)
+    if parents is None:
+        return ["--config", str(path)]
+    parents = [parents] if isinstance(parents, str) else parents
+    words = [word for parent in parents for word in _expand(path.parent / parent, (*above, resolved))]
+    return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
+
+
+def run_lightning(argv: Sequence[str]) -> Any:
+    """Run one of Lightning's commands.
+
+    Args:
+        argv: The command and its options.
+
+    Raises:
+        MissingExtraError: If the training packages are not installed.
+        GicError: Whatever the run finds wrong with its input.
+    """
+    require("lightning")
+    # Said by lightning's own use of torch's pytree under torch 2.15, once per run.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from gic.data import ImageData
+    from gic.training import LitCodec
+
+    class GicCLI(LightningCLI):
+        """LightningCLI for our module and data; checkpoints are loaded without unpickling code."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.set_defaults({"seed_everything": 0})
+
+    return GicCLI(
+        LitCodec,
+        ImageData,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "gic"},
+        args=expand_configs(argv),
+    )

@@ -1,0 +1,191 @@
+"""The reverse network U and the denoiser D it makes (DESIGN 4).
+
+    (d_mu, d_sigma) = U(y_q, mu, log sigma, log q)             last layer zero
+    mu' = mu + sigma * d_mu,   sigma' = sigma * exp(d_sigma)
+    D = mean of N(mu', sigma'^2) truncated to the cell of y_q                  (3)
+
+At initialisation D is the exact posterior mean under the entropy model, and it never leaves the cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gic.posterior import truncated_normal_mean
+from gic.sde import Denoiser
+
+D_SIGMA_MAX = 3.0
+"""|d_sigma| stays below this: sigma' is within a factor of 20 of sigma."""
+
+
+class LevelEmbedding(nn.Module):
+    """Smooth features of log q, (B,) to (B, channels)."""
+
+    frequencies: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 3) * math.pi / 2, persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * len(self.frequencies) + 1, channels),
+            nn.SiLU(),
+            nn.Linear(channels, channels),
+            nn.SiLU(),
+        )
+
+    def forward(self, log_q: Tensor) -> Tensor:
+        """Embed natural logarithms of q."""
+        phase = log_q[:, None] * self.frequencies
+        return self.mlp(torch.cat([log_q[:, None], phase.sin(), phase.cos()], dim=1))  # type: ignore[no-any-return]
+
+
+class LevelBlock(nn.Module):
+    """Residual block of two 3x3 convolutions, scaled and shifted by the embedding of q; identity at first."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, h, w) and (B, E) to (B, C, h, w)."""
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv1(F.silu(x)) * (1 + scale) + shift
+        return x + self.conv2(F.silu(h))  # type: ignore[no-any-return]
+
+
+class LevelBlocks(nn.Module):
+    """Blocks in a row at one resolution."""
+
+    def __init__(self, count: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(LevelBlock(channels, embedding) for _ in range(count))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, h, w) and (B, E) to (B, C, h, w)."""
+        for block in self.blocks:
+            x = block(x, embedding)
+        return x
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all positions, with a residual; for the coarsest level only."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(1, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C, h, w)."""
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
+        a = F.scaled_dot_product_attention(*qkv.unbind(1))
+        return x + self.out(a.transpose(-1, -2).reshape(b, c, h, w))  # type: ignore[no-any-return]
+
+
+class ReverseUNet(nn.Module):
+    """U: a small U-Net at latent resolution, conditioned on log q.
+
+    Args:
+        latent_channels: M, channels of y; must be the compressor's.
+        widths: Channels at each resolution, from H/16 downwards, each half the size of the one before.
+        blocks: Residual blocks at each resolution; those above the coarsest are there twice, down and up.
+        embedding: Channels of the embedding of q.
+        attention: Self-attention after the blocks of the coarsest resolution.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 192,
+        widths: Sequence[int] = (128, 192),
+        blocks: Sequence[int] = (1, 2),
+        embedding: int = 64,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 1 <= len(widths) <= 3 or len(widths) != len(blocks):
+            raise ValueError("widths and blocks of the reverse network must have the same length, 1 to 3")
+        self.latent_channels = latent_channels
+        self.embed = LevelEmbedding(embedding)
+        self.enter = nn.Conv2d(3 * latent_channels, widths[0], 1)
+        self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for i, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+            self.down_blocks.append(LevelBlocks(count, width, embedding))
+            if i + 1 < len(widths):
+                self.down.append(nn.Conv2d(width, widths[i + 1], 3, stride=2, padding=1))
+                self.up.append(nn.Sequential(nn.Conv2d(widths[i + 1], 4 * width, 1), nn.PixelShuffle(2)))
+                self.up_blocks.append(LevelBlocks(count, width, embedding))
+        self.attention = Attention(widths[-1]) if attention else nn.Identity()
+        self.leave = nn.Conv2d(widths[0], 2 * latent_channels, 1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+
+    def forward(self, y_q: Tensor, mu: Tensor, log_sigma: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Refine the prior of y.
+
+        Args:
+            y_q: Latent at level q, (B, M, h, w), h and w multiples of 2 ** (len(widths) - 1).
+            mu: Prior mean, like ``y_q``.
+            log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
+            log_q: Natural logarithm of the level, (B,).
+
+        Returns:
+            ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats, |d_sigma| < D_SIGMA_MAX), like ``y_q``, float32.
+        """
+        embedding = self.embed(log_q)
+        q = torch.exp(log_q)[:, None, None, None]
+        # The symbol, the prior mean and sigma / q, squeezed so that outliers stay of order one.
+        x = torch.cat([torch.asinh((y_q - mu) / q), torch.asinh(mu / q), log_sigma - log_q[:, None, None, None]], 1)
+        x = self.enter(x)
+        skips: list[Tensor] = []
+        for i, blocks in enumerate(self.down_blocks):
+            x = blocks(x, embedding)
+            if i < len(self.down):
+                skips.append(x)
+                x = self.down[i](x)
+        x = self.attention(x)
+        for i in reversed(range(len(self.up))):
+            x = self.up[i](x) + skips[i]
+            x = self.up_blocks[i](x, embedding)
+        d_mu, d_sigma = self.leave(F.silu(x)).float().chunk(2, dim=1)
+        return d_mu, D_SIGMA_MAX * torch.tanh(d_sigma / D_SIGMA_MAX)
+
+
+def refine(network: nn.Module, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Refined prior ``mu' = mu + sigma * d_mu``, ``sigma' = sigma * exp(d_sigma)`` (DESIGN 4).
+
+    Args:
+        network: U.
+        y_q: Latent at level q, (B, M, h, w).
+        q: Level, (B, 1, 1, 1).
+        mu: Prior mean, like ``y_q``.
+        sigma: Prior standard deviation, like ``y_q``.
+
+    Returns:
+        ``mu'`` and ``sigma'``, like ``y_q``, float32.
+    """
+    d_mu, d_sigma = network(y_q, mu, torch.log(sigma), torch.log(q).reshape(-1))
+    return mu + sigma * d_mu, sigma * torch.exp(d_sigma)
+
+
+def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor) -> Denoiser:
+    """D(y_q, q) of DESIGN 4 (3) for given prior, in the form that :func:`gic.sde.reverse` takes."""
+
+    def denoise(y_q: Tensor, q: Tensor) -> Tensor:
+        return truncated_normal_mean(y_q, q, *refine(network, y_q, q, mu, sigma))
+
+    return denoise

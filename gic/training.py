@@ -1,0 +1,304 @@
+"""Training and first-form evaluation under Lightning: thin wrappers around :mod:`gic.model` and :mod:`gic.losses`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from gic.errors import ConfigError, DataError, GicError
+from gic.evaluation import LevelResult, evaluate_image, grid_picture, mean_by_level, print_table, save_json
+from gic.images import to_image
+from gic.losses import Objective
+from gic.model import Codec, parameter_counts, trainable_parameters
+
+
+class NonFiniteLossError(GicError, ArithmeticError):
+    """The loss became NaN or infinite; the text names the batch and where it was saved."""
+
+
+class WarmupCosine:
+    """Learning-rate schedule: linear warm-up, then a half cosine down to a floor over the whole run.
+
+    Args:
+        warmup_steps: Optimiser steps of the warm-up.
+        final: Learning rate at the end, relative to the optimiser's; 1 is a constant rate.
+        total_steps: Steps at which the floor is reached; the length of the run if left out.
+    """
+
+    def __init__(self, warmup_steps: int = 100, final: float = 0.05, total_steps: int | None = None) -> None:
+        if warmup_steps < 0 or not 0 <= final <= 1:
+            raise ConfigError("warmup_steps must not be negative and final must lie in [0, 1]")
+        self.warmup_steps = warmup_steps
+        self.final = final
+        self.total_steps = total_steps
+
+    def factor(self, step: int, run_steps: int) -> float:
+        """Learning rate at an optimiser step, relative to the optimiser's, in (0, 1].
+
+        >>> [round(WarmupCosine(2, 0.0).factor(step, 6), 3) for step in range(7)]
+        [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        total = max(self.total_steps or run_steps, self.warmup_steps + 1)
+        progress = min(1.0, (step - self.warmup_steps) / (total - self.warmup_steps))
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class LitCodec(L.LightningModule):
+    """Trains a codec with an objective; validates and tests it at several levels.
+
+    Args:
+        codec: The model.
+        objective: The loss of this stage.
+        optimizer: Optimiser, given the parameters that learn.
+        schedule: Learning-rate schedule, per optimiser step.
+        trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is all of it.
+        init_from: Checkpoint whose codec this stage starts from; resuming a run is ``--ckpt_path`` instead.
+        levels: Levels q at which validation and test measure.
+        realism: Values of r at which they measure.
+        autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it; ``off`` stays in float32.
+        grid_images: Number of validation images in the grid picture.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        objective: Objective,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        schedule: WarmupCosine | None = None,
+        trainable: Sequence[str] = ("",),
+        init_from: str | None = None,
+        levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
+        realism: Sequence[float] = (0.0, 1.0),
+        autocast: Literal["auto", "off"] = "auto",
+        grid_images: int = 4,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.codec = codec
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.schedule = schedule or WarmupCosine(warmup_steps=0, final=1.0)
+        self.init_from = init_from
+        self.levels = [codec.check_level(q) for q in levels]
+        self.realism = list(realism)
+        self.autocast = autocast
+        self.grid_images = grid_images
+        for name, learns in trainable_parameters(codec, list(trainable)).items():
+            codec.get_parameter(name).requires_grad_(learns)
+        self.results: list[LevelResult] = []
+        self.failures: list[str] = []
+        self.grids: list[tuple[str, Tensor]] = []
+        self.skipped: dict[str, int] = {}
+        self._clock: tuple[float, int] = (time.perf_counter(), 0)
+
+    # --- training -----------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
+        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+            from gic.checkpoint import load_codec_state
+
+            self.codec.load_state_dict(load_codec_state(self.init_from))
+        if stage == "fit" and self.trainer.is_global_zero:
+            counts = parameter_counts(self.codec)
+            learning = sum(p.numel() for p in self.codec.parameters() if p.requires_grad)
+            parts = ", ".join(f"{name.split('.')[-1]} {count / 1e6:.2f} M" for name, count in counts.items())
+            self.print(f"parameters: {parts}; learning in this stage: {learning / 1e6:.2f} M")
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser over the parameters that learn; no auxiliary one."""
+        optimizer = self.make_optimizer([p for p in self.codec.parameters() if p.requires_grad])
+        run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, run_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.autocast == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch of uint8 crops; stops the run when it is not finite."""
+        x = batch["image"].float() / 255
+        with self._autocast():
+            parts = self.objective(self.codec, x)
+        loss = parts.pop("loss")
+        if not torch.isfinite(loss):
+            self._stop_at(batch, batch_idx, parts)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        for reason, count in batch.get("skipped", {}).items():
+            self.skipped[reason] = self.skipped.get(reason, 0) + count
+        return loss
+
+    def _stop_at(self, batch: dict[str, Any], batch_idx: int, parts: dict[str, Tensor]) -> None:
+        folder = self.output_dir / f"non-finite-step-{self.global_step:06d}-rank-{self.global_rank}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(batch["image"]):
+            to_image(image.cpu()).save(folder / f"{i:02d}.png")
+        keys = list(batch.get("key", []))
+        numbers = {name: float(value) for name, value in parts.items()}
+        (folder / "batch.json").write_text(json.dumps({"keys": keys, "batch": batch_idx, "parts": numbers}, indent=1))
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {self.global_step} ({numbers}); the batch ({', '.join(keys[:4])}, ...) "
+            f"is saved in {folder}: look at it, lower the learning rate or start from an earlier checkpoint"
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the throughput of all ranks, in images per second, and the learning rate."""
+        start, images = self._clock
+        images += len(batch["image"])
+        if (batch_idx + 1) % self._log_interval == 0:
+            now = time.perf_counter()
+            self.log("images_per_second", images * self.trainer.world_size / (now - start), prog_bar=True)
+            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            start, images = now, 0
+        self._clock = (start, images)
+
+    @property
+    def _log_interval(self) -> int:
+        return max(1, getattr(self.trainer, "log_every_n_steps", 50))
+
+    def on_train_epoch_start(self) -> None:
+        """Restart the throughput clock."""
+        self._clock = (time.perf_counter(), 0)
+
+    def on_train_epoch_end(self) -> None:
+        """Report what was skipped in this epoch on this rank."""
+        if self.skipped:
+            tally = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
+            print(f"epoch {self.current_epoch}, rank {self.global_rank}: skipped samples: {tally}")
+            self.skipped = {}
+
+    # --- evaluation ---------------------------------------------------------------------------------------
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of this run's pictures and tables."""
+        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def _evaluate(self, batch: dict[str, Any]) -> None:
+        if batch["image"] is None:
+            self.failures.append(f"{batch['key']}: {batch['error']}")
+            return
+        x = batch["image"].to(self.device).float()[None] / 255
+        want_grid = len(self.grids) < self.grid_images
+        with self._autocast():
+            results, pictures = evaluate_image(
+                self.codec, x, batch["key"], self.levels, self.realism, seed=zlib.crc32(batch["key"].encode())
+            )
+        self.results += results
+        if want_grid:
+            self.grids.append((batch["key"], grid_picture(x, pictures)))
+
+    def _gather(self, items: list[Any]) -> list[Any]:
+        """Items of all ranks, in an order that does not depend on how they were shared out."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            lists: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(lists, items)
+            items = [item for part in lists for item in part]
+        return sorted(items)
+
+    def _finish(self, stage: str) -> None:
+        results = self._gather(self.results)
+        failures = self._gather(self.failures)
+        if not results:
+            detail = f"; the first of {len(failures)} failures: {failures[0]}" if failures else ""
+            raise DataError(f"no image could be evaluated: check the data section of the config{detail}")
+        means = mean_by_level(results)
+        for mean in means:
+            name = f"q{mean.q:g}_r{mean.realism:g}"
+            values = {"psnr": mean.psnr, "ms_ssim": mean.ms_ssim}
+            self.log_dict({f"{stage}/{k}/{name}": v for k, v in values.items() if v is not None}, rank_zero_only=True)
+            self.log(f"{stage}/bits_per_pixel/q{mean.q:g}", mean.bits_per_pixel, rank_zero_only=True)
+        # One number to choose checkpoints by: the rate-distortion loss, averaged over the levels at the lowest r.
+        lowest = [m for m in means if m.realism == min(self.realism)]
+        lambda_0 = self.objective.lambda_0
+        rd = [m.q * (m.bits_per_pixel + lambda_0 / m.q**2 * 10 ** (-m.psnr / 10)) for m in lowest]
+        self.log(f"{stage}/rd_loss", sum(rd) / len(rd), prog_bar=True, sync_dist=False)
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self._report(stage, results, means, failures)
+        self.results, self.failures, self.grids = [], [], []
+        if failures and stage != "val":
+            raise DataError(
+                f"{len(failures)} of the images could not be read, so the means are not given: {failures[0]}"
+            )
+        if failures:
+            self.print(f"{len(failures)} validation images could not be read; the first: {failures[0]}")
+
+    def _report(self, stage: str, results: list[LevelResult], means: list[LevelResult], failures: list[str]) -> None:
+        fitting = self.trainer.state.fn == "fit"
+        name = f"{stage}-{self.global_step:06d}"
+        if not failures or fitting:
+            count = len({r.key for r in results})
+            print_table(means, f"{name}: {count} images, ideal code length")
+            path = self.output_dir / "results" / f"{name}.json"
+            save_json(path, results, means, {"step": self.global_step, "checkpoint": str(self.trainer.ckpt_path or "")})
+            self.print(f"written: {path}")
+        if self.grids:
+            folder = self.output_dir / "grids"
+            folder.mkdir(parents=True, exist_ok=True)
+            widest = max(grid.shape[-1] for _, grid in self.grids)
+            rows = [torch.nn.functional.pad(g, (0, widest - g.shape[-1], 0, 4), value=1.0) for _, g in self.grids]
+            picture = torch.cat(rows, dim=-2)
+            to_image(picture).save(folder / f"{name}.png")
+            self.print(f"written: {folder / f'{name}.png'} (original, then r = {self.realism} at q = {self.levels})")
+            board = getattr(self.logger, "experiment", None)
+            if hasattr(board, "add_image"):
+                board.add_image(f"{stage}/grid", picture.clamp(0, 1), self.global_step)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure one image at all levels."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Measure one image at all levels."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather, log, print and save what validation measured."""
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Gather, log, print and save what the test measured."""
+        self._finish("test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the pictures; names and counts stay where they are."""
+        if isinstance(batch, dict) and batch.get("image") is not None:
+            batch = {**batch, "image": batch["image"].to(device, non_blocking=True)}
+        return batch
+
+
+class EMA(EMAWeightAveraging):
+    """Exponential moving average of the weights: validated, and saved as the checkpoint's ``state_dict``.
+
+    Args:
+        decay: Share of the old average kept at each optimiser step, in [0, 1); the average's memory is about
+            ``1 / (1 - decay)`` steps.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__(decay=decay)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich progress bar without the version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Metrics beside the bar."""
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return items
