@@ -7,18 +7,19 @@ it. Only classes of gic are built from a file, and nothing is unpickled but tens
 from __future__ import annotations
 
 import json
-import os
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonargparse
 import torch
-from jsonargparse import ArgumentParser, Namespace
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gic.errors import ConfigError
+from gic.files import replacing
 from gic.model import Codec
 
 PREFIX = "codec."
@@ -91,7 +92,7 @@ def build_codec(config: Mapping[str, Any]) -> Codec:
         ConfigError: If the tree names a class outside gic or does not describe a codec.
     """
     _only_gic(config)
-    parser = ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--codec", type=Codec)
     try:
         parsed = parser.parse_object({"codec": dict(config)})
@@ -103,7 +104,7 @@ def build_codec(config: Mapping[str, Any]) -> Codec:
 
 
 def _only_gic(tree: Any) -> None:
-    if isinstance(tree, Namespace):
+    if isinstance(tree, jsonargparse.Namespace):
         tree = tree.as_dict()
     if isinstance(tree, Mapping):
         name = tree.get("class_path")
@@ -147,33 +148,31 @@ def save_weights(
         provenance: Facts about the training, kept in the metadata.
         dtype: Type the parameters are stored in.
     """
-    path = Path(path)
     about = json.dumps({"config": dict(config), "provenance": dict(provenance or {})}, sort_keys=True)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {"gic": about})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def export(checkpoint: str, output: str, overwrite: bool = False) -> None:
-    """Turn a training checkpoint into a small weights file (float16, safetensors).
+def add_export_options(parser: ArgumentParser) -> None:
+    """Options of ``gic export``."""
+    parser.add_argument("checkpoint", help="training checkpoint, .ckpt")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="weights file to write, .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
-    Args:
-        checkpoint: Lightning checkpoint, ``.ckpt``.
-        output: Weights file to write, ``.safetensors``.
-        overwrite: Replace an existing file.
+
+def export(args: Namespace) -> int:
+    """Turn a training checkpoint into a small weights file (float16, safetensors); returns the exit code.
 
     Raises:
         ConfigError: If the output exists or the checkpoint cannot be read.
     """
-    if Path(output).exists() and not overwrite:
+    output = Path(args.output)
+    if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: give --overwrite to replace it")
-    if Path(output).suffix != ".safetensors":
+    if output.suffix != ".safetensors":
         raise ConfigError(f"the output must end in .safetensors, not {output}")
-    weights = read_weights(checkpoint)
+    weights = read_weights(args.checkpoint)
     save_weights(output, weights.state, weights.config, weights.provenance)
-    print(f"written: {output} ({Path(output).stat().st_size / 1e6:.1f} MB)")
+    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from importlib import import_module
 
 from gic import __version__
@@ -19,17 +20,21 @@ TRAINING = {
     "validate": "measure a checkpoint on the validation images",
     "test": "measure a checkpoint on the test images",
 }
+# Each has a function of its name, which takes the parsed options and returns the exit code, and one that adds them.
 COMMANDS = {
-    "shards": ("gic.shards", "shards", "write WebDataset shards from folders of images"),
-    "export": ("gic.checkpoint", "export", "turn a training checkpoint into a small weights file"),
+    "compress": ("gic.commands", "compress pictures to .gic files at any rate"),
+    "decompress": ("gic.commands", "turn .gic files into pictures"),
+    "info": ("gic.commands", "say what is in a .gic file"),
+    "shards": ("gic.shards", "write WebDataset shards from folders of pictures"),
+    "export": ("gic.checkpoint", "turn a training checkpoint into a small weights file"),
 }
 USER_ERROR = 2
 
 
 def usage() -> str:
     """Text of ``gic --help``."""
-    commands = {**TRAINING, **{name: text for name, (_, _, text) in COMMANDS.items()}}
-    lines = "\n".join(f"  {name:<12}{text}" for name, text in commands.items())
+    texts = {**{name: text for name, (_, text) in COMMANDS.items()}, **TRAINING}
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in texts.items())
     head = f"gic {__version__}: a generative image codec"
     return f"{head}\n\nusage: gic COMMAND ...    (gic COMMAND --help for its options)\n\n{lines}"
 
@@ -53,20 +58,13 @@ def run(argv: Sequence[str]) -> int:
     # compressai's dependency torch_geometric uses a deprecated decorator at import; not our user's concern.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     try:
+        if command in COMMANDS:
+            return _run_command(command, rest)
         if command in TRAINING:
             from gic.lightning_cli import run_lightning
 
             run_lightning([command, *rest])
-        elif command in COMMANDS:
-            module, name, _ = COMMANDS[command]
-            _run_function(getattr(import_module(module), name), command, rest)
-        else:
-            import difflib
-
-            near = difflib.get_close_matches(command, [*TRAINING, *COMMANDS], 1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            print(f"gic: there is no command {command!r}{hint} (gic --help lists them)", file=sys.stderr)
-            return USER_ERROR
+            return 0
     except GicError as error:
         if os.environ.get("GIC_TRACEBACK"):
             raise
@@ -75,10 +73,17 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"gic {command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    import difflib
+
+    near = difflib.get_close_matches(command, [*TRAINING, *COMMANDS], 1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    print(f"gic: there is no command {command!r}{hint} (gic --help lists them)", file=sys.stderr)
+    return USER_ERROR
 
 
-def _run_function(function: Callable[..., object], command: str, argv: list[str]) -> None:
-    from jsonargparse import auto_cli
-
-    auto_cli(function, args=argv, prog=f"gic {command}", as_positional=True)
+def _run_command(command: str, argv: list[str]) -> int:
+    module_name, text = COMMANDS[command]
+    module = import_module(module_name)
+    parser = ArgumentParser(prog=f"gic {command}", description=text)
+    getattr(module, f"add_{command}_options")(parser)
+    return int(getattr(module, command)(parser.parse_args(argv)))

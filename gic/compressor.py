@@ -91,6 +91,19 @@ def _make_block(kind: Block, channels: int) -> nn.Module:
     return ResidualBottleneckBlock(channels, channels)  # type: ignore[no-any-return]
 
 
+def _initialise(network: nn.Module) -> None:
+    """Keep the variance of the signal through every convolution, and residual branches small, at the start."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        last = {ResidualBlock: "conv2", ResidualBottleneckBlock: "conv3"}.get(type(module))
+        if last is not None:
+            getattr(module, last).weight.data.mul_(0.3)
+
+
 class Analysis(nn.Module):
     """g_a: image to latent, four stages that each halve the size.
 
@@ -110,7 +123,7 @@ class Analysis(nn.Module):
         latent_channels: int,
         block: Block = "residual",
         attention: bool = False,
-        gain: float = 1.0,
+        gain: float = 8.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -150,7 +163,7 @@ class Synthesis(nn.Module):
         latent_channels: int,
         block: Block = "residual",
         attention: bool = False,
-        gain: float = 1.0,
+        gain: float = 8.0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [conv3x3(latent_channels, widths[-1])]
@@ -203,7 +216,7 @@ class Compressor(nn.Module):
         hyper_channels: int = 128,
         block: Block = "residual",
         attention: bool = False,
-        gain: float = 1.0,
+        gain: float = 8.0,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -225,6 +238,8 @@ class Compressor(nn.Module):
             nn.ReLU(inplace=True),
             conv3x3(n, 2 * m),
         )
+        for network in (self.g_a, self.g_s, self.h_a, self.h_s):
+            _initialise(network)
         self.prior_z = FactorizedPrior(n)
         self.prior_y = LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))

@@ -39,6 +39,7 @@ from webdataset.gopen import gopen
 from gic.errors import ConfigError, DataError, ImageError
 from gic.images import IMAGE_SUFFIXES, find_images, load_rgb, to_tensor
 from gic.plan import Part, random_stream, resume_position, shard_plan
+from gic.synthetic import ensure_synthetic_shards
 
 # Names of the random streams that are drawn from here; gic.plan has its own.
 _SHUFFLE, _AUGMENT = 100, 101
@@ -540,7 +541,9 @@ class TrainLoader:
     Lightning's fit loop (2.6) is relied on for this: it asks for no batch before the first one is needed
     (so an iterator that is made and dropped costs nothing); having a length, it fetches nothing ahead, so
     that what was yielded was used; after a restart within an epoch it counts on from the batches that it
-    had, so that the length stays that of a full epoch while only the rest is to be yielded.
+    had, so that the length stays that of a full epoch while only the rest is to be yielded. In one case the
+    epochs shift: of a checkpoint saved after ``max_steps`` had ended a fit within an epoch, Lightning holds
+    that epoch for done and begins the next; the data go on where they were, and that epoch is their rest.
 
     Args:
         stream: The batches of this rank.
@@ -772,8 +775,6 @@ class ImageData(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Make the synthetic images, unless they are there or not needed; called on one rank per node."""
         if self.train is None or self.val is None:
-            from gic.synthetic import ensure_synthetic_shards
-
             ensure_synthetic_shards(self.synthetic_dir)
 
     def setup(self, stage: str) -> None:

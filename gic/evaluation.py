@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gic.errors import require
+from gic.files import write_bytes
 from gic.losses import psnr
 from gic.model import Codec
 
@@ -141,10 +141,7 @@ def save_json(path: Path, results: Sequence[LevelResult], means: Sequence[LevelR
         "mean": [m._asdict() for m in means],
         "images": [r._asdict() for r in results],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
+    write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def grid_picture(x: Tensor, pictures: dict[tuple[float, float], Tensor], side: int = 192) -> Tensor:

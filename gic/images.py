@@ -59,11 +59,15 @@ class LoadedImage(NamedTuple):
         notes: What was changed on the way, in order, for example ``"EXIF orientation applied"``; empty if
             nothing was.
         format: Pillow's name of the file format, for example ``"JPEG"``; None for a picture from memory.
+        exif: EXIF block with its orientation reset, empty if there is none.
+        icc: ICC profile of the pixels where it was asked to be kept, else empty: sRGB.
     """
 
     image: Image.Image
     notes: tuple[str, ...]
     format: str | None
+    exif: bytes = b""
+    icc: bytes = b""
 
 
 def load_rgb(
@@ -71,6 +75,7 @@ def load_rgb(
     *,
     name: str | None = None,
     max_pixels: int = 2**28,
+    keep_profile: bool = False,
 ) -> LoadedImage:
     """Read a picture of any size and mode as 8 bit sRGB.
 
@@ -83,6 +88,7 @@ def load_rgb(
         source: A path, the bytes of a file, an open binary file, or a Pillow image.
         name: What to call the picture in errors; by default its path.
         max_pixels: Largest width times height; checked from the header, before anything is decoded.
+        keep_profile: Leave the pixels of a picture with an RGB profile as they are and hand the profile over.
 
     Returns:
         The picture, notes on what was changed, and the format of the file.
@@ -98,13 +104,13 @@ def load_rgb(
     label = name or _label(source)
     try:
         if isinstance(source, Image.Image):
-            return _normalise(source, label, max_pixels)
+            return _normalise(source, label, max_pixels, keep_profile)
         if isinstance(source, bytes):
-            return _normalise(_open(io.BytesIO(source)), label, max_pixels)
+            return _normalise(_open(io.BytesIO(source)), label, max_pixels, keep_profile)
         if isinstance(source, (str, Path)):
             with Path(source).open("rb") as file:
-                return _normalise(_open(file), label, max_pixels)
-        return _normalise(_open(source), label, max_pixels)
+                return _normalise(_open(file), label, max_pixels, keep_profile)
+        return _normalise(_open(source), label, max_pixels, keep_profile)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -260,7 +266,7 @@ def _open(file: BinaryIO) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _normalise(image: Image.Image, label: str, max_pixels: int) -> LoadedImage:
+def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bool) -> LoadedImage:
     """Decode an opened image and bring it to 8 bit sRGB; the body of :func:`load_rgb`."""
     width, height = image.size
     if width * height > max_pixels:
@@ -275,6 +281,7 @@ def _normalise(image: Image.Image, label: str, max_pixels: int) -> LoadedImage:
     reduced = any(";16" in str(tile) for tile in getattr(image, "tile", []))  # Pillow itself drops to 8 bit
     profile = image.info.get("icc_profile")
 
+    exif = _upright_exif(image)
     turn = _orientation(image)
     image.load()
     remaining = _orientation(image)  # TIFF is turned by loading it; PNG may state it after its pixels
@@ -291,11 +298,34 @@ def _normalise(image: Image.Image, label: str, max_pixels: int) -> LoadedImage:
         reduced = True
     if reduced:
         notes.append("16 bit reduced to 8")
-    image = _to_srgb(image, profile, notes)
+    icc = profile if keep_profile and profile and _is_rgb_profile(profile) and image.mode == "RGB" else b""
+    if not icc:
+        image = _to_srgb(image, profile, notes)
 
     clean = Image.new("RGB", image.size, "white")  # a new image carries no metadata along
     clean.paste(image, mask=alpha)
-    return LoadedImage(clean, tuple(notes), file_format)
+    return LoadedImage(clean, tuple(notes), file_format, exif, icc)
+
+
+def _upright_exif(image: Image.Image) -> bytes:
+    """EXIF block without its orientation; empty if there is none or it is damaged."""
+    try:
+        if not len(image.getexif()):
+            return b""
+        exif = Image.Exif()  # a copy: the image still needs its orientation
+        exif.load(image.getexif().tobytes())
+        exif.pop(_ORIENTATION, None)
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # EXIF data in the wild is often damaged, in many ways; the pixels are not
+        return b""
+
+
+def _is_rgb_profile(data: bytes) -> bool:
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        return (profile.profile.xcolor_space or "").strip() == "RGB"
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -318,7 +348,7 @@ def _split_alpha(image: Image.Image, notes: list[str]) -> tuple[Image.Image, Ima
         alpha = Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         grey = image.mode in ("1", "L", "LA", "La")
-        with_alpha = image.convert("RGBA")
+        with_alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         alpha = with_alpha.getchannel("A")
         image = with_alpha.convert("RGB")
         if grey:
@@ -396,11 +426,8 @@ def _by_profile(image: Image.Image, data: bytes, notes: list[str]) -> Image.Imag
 def _changes_little(profile: ImageCms.ImageCmsProfile, mode: str) -> bool:
     """Whether a profile is sRGB in effect: it moves no colour of a coarse grid by more than two levels."""
     levels = np.linspace(0, 255, 18).astype(np.uint8)
-    if mode == "L":
-        grid = levels[None]
-    else:
-        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    before = Image.fromarray(grid)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    before = Image.fromarray(levels[None] if mode == "L" else colours)
     after = np.asarray(_apply_profile(before, profile)).astype(int)
     return bool(np.abs(after - np.asarray(before.convert("RGB"))).max() <= 2)
 

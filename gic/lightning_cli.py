@@ -74,6 +74,8 @@ def run_lightning(argv: Sequence[str]) -> Any:
     require("lightning")
     # Said by lightning's own use of torch's pytree under torch 2.15, once per run.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # We pass the words of the command line on ourselves, with the extended configs put in.
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from gic.data import ImageData

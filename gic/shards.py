@@ -15,6 +15,7 @@ import random
 import re
 import tarfile
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,59 +210,64 @@ def write_shards(
     return ShardReport(written, copied, tuple(shards), dict(notes.most_common()), tuple(skipped))
 
 
-def shards(
-    inputs: list[str],
-    output: str,
-    prefix: str = "train",
-    samples_per_shard: int = 1000,
-    image_format: ImageFormat = "jpg",
-    quality: int = 95,
-    max_side: int | None = None,
-    min_side: int = 0,
-    shuffle_seed: int | None = 0,
-    workers: int = 4,
-    overwrite: bool = False,
-) -> None:
-    """Write training shards (tar files in WebDataset form) from images of any size and mode.
-
-    JPEG files that are upright 8 bit sRGB already are copied unchanged, with their metadata; all else is
-    converted to 8 bit sRGB and encoded anew. What was converted or left out is listed at the end.
-
-    Args:
-        inputs: Image files, folders (searched to any depth) and patterns.
-        output: Folder for the shards.
-        prefix: Shards are named PREFIX-000000.tar and so on; use "train" and "val".
-        samples_per_shard: Pictures in each shard. Have at least as many shards as GPUs times loader workers.
-        image_format: Format in the shards: jpg (4:4:4), or lossless png or webp.
-        quality: JPEG quality, 1 to 100.
-        max_side: Scale pictures down so that the longer side has at most this many pixels.
-        min_side: Leave out pictures whose shorter side, as stored, has fewer pixels than this.
-        shuffle_seed: Seed of the order of the pictures; null keeps them sorted by path.
-        workers: Threads that decode and encode.
-        overwrite: Replace the shards of this prefix that are in the folder already.
-    """
-    report = write_shards(
-        inputs,
-        output,
-        prefix=prefix,
-        samples_per_shard=samples_per_shard,
-        image_format=image_format,
-        quality=quality,
-        max_side=max_side,
-        min_side=min_side,
-        shuffle_seed=shuffle_seed,
-        workers=workers,
-        overwrite=overwrite,
+def add_shards_options(parser: ArgumentParser) -> None:
+    """Options of ``gic shards``."""
+    parser.description = (
+        "Write training shards (tar files in WebDataset form) from pictures of any size and mode. JPEG files that are "
+        "upright 8 bit sRGB already are copied unchanged, with their metadata; all else is converted to 8 bit sRGB and "
+        "encoded anew. What was converted or left out is listed at the end."
     )
-    Console().print(summary(report))
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="IN", help="picture files, folders (searched to any depth) and patterns")
+    add("-o", "--output", required=True, metavar="FOLDER", help="folder for the shards")
+    add(
+        "--prefix",
+        default="train",
+        help="shards are named PREFIX-000000.tar and so on; use train and val (default train)",
+    )
+    add(
+        "--samples-per-shard",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="pictures in each shard (default 1000); have at least as many shards as GPUs times loader workers",
+    )
+    add("--image-format", choices=("jpg", "png", "webp"), default="jpg", help="jpg (4:4:4), or lossless png or webp")
+    add("--quality", type=int, default=95, metavar="1..100", help="JPEG quality (default 95)")
+    add("--max-side", type=int, metavar="PIXELS", help="scale pictures down to at most this longer side")
+    add("--min-side", type=int, default=0, metavar="PIXELS", help="leave out pictures whose shorter side is less")
+    add("--shuffle-seed", type=int, default=0, metavar="SEED", help="of the order of the pictures (default 0)")
+    add("--sorted", action="store_true", help="keep the pictures sorted by path")
+    add("--workers", type=int, default=4, metavar="N", help="threads that decode and encode (default 4)")
+    add("--overwrite", action="store_true", help="replace the shards of this prefix that are in the folder already")
 
 
-def summary(report: ShardReport, names: int = 10) -> Table:
+def shards(args: Namespace) -> int:
+    """Run ``gic shards``; returns the exit code."""
+    report = write_shards(
+        args.inputs,
+        args.output,
+        prefix=args.prefix,
+        samples_per_shard=args.samples_per_shard,
+        image_format=args.image_format,
+        quality=args.quality,
+        max_side=args.max_side,
+        min_side=args.min_side,
+        shuffle_seed=None if args.sorted else args.shuffle_seed,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    console = Console()
+    console.print(summary(report))
+    for line in left_out(report):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def summary(report: ShardReport) -> Table:
     """Lay out a report for the terminal.
 
     Args:
         report: What :func:`write_shards` returned.
-        names: How many of the sources that were left out to name.
 
     Returns:
         A table of counts, ready for rich to print.
@@ -273,11 +279,24 @@ def summary(report: ShardReport, names: int = 10) -> Table:
     for note, count in report.notes.items():
         table.add_row(str(count), escape(note))
     if report.skipped:
-        lines = [escape(f"{file}: {reason}") for file, reason in report.skipped[:names]]
-        if len(report.skipped) > names:
-            lines.append(f"and {len(report.skipped) - names} more")
-        table.add_row(str(len(report.skipped)), "\n".join(["left out:", *lines]))
+        table.add_row(str(len(report.skipped)), "left out")
     return table
+
+
+def left_out(report: ShardReport, names: int = 20) -> list[str]:
+    """Name the sources that were left out, and why.
+
+    Args:
+        report: What :func:`write_shards` returned.
+        names: How many to name at most.
+
+    Returns:
+        Lines for the terminal; none if nothing was left out.
+    """
+    lines = [f"left out: {file}: {reason}" for file, reason in report.skipped[:names]]
+    if len(report.skipped) > names:
+        lines.append(f"left out: {len(report.skipped) - names} more")
+    return lines
 
 
 def progress_bar(shown: bool) -> Progress:

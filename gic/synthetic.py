@@ -196,7 +196,7 @@ def synthetic_image(index: int, *, size: tuple[int, int] = (384, 384), seed: int
 
 def _photograph(scene: _Scene, picture: Array) -> Image.Image:
     """What a camera adds: light that is not even, contrast, a little blur, noise of the sensor."""
-    dim, bright = np.sort(np.exp(scene.rng.normal(0, 0.14, 2))).tolist()
+    dim, bright = np.sort(np.exp(scene.rng.normal(-0.06, 0.11, 2))).tolist()
     light = dim + (bright - dim) * scene.ramp(scene.uniform(0, 2 * math.pi))
     light = light * (1 - scene.uniform(0, 0.5) * ((scene.x - 0.5) ** 2 + (scene.y - 0.5) ** 2))
     contrast = scene.uniform(0.9, 1.15)
@@ -437,7 +437,7 @@ def _page(scene: _Scene) -> Array:
         return (centred * (scene.width, scene.height)).astype(np.float32)
 
     canvas = _Canvas(scene)
-    paper = np.clip(0.75 + 0.25 * scene.colour(), 0, 0.97).astype(np.float32)
+    paper = np.clip(0.65 + 0.25 * scene.colour(), 0, 0.9).astype(np.float32)
     ink = scene.colour() * 0.25
     if scene.chance(0.25):
         paper, ink = scene.colour() * 0.5, paper
@@ -507,7 +507,7 @@ _KINDS: tuple[Callable[[_Scene], Array], ...] = (
 def ensure_synthetic_shards(
     folder: Path,
     *,
-    train: int = 128,
+    train: int = 96,
     val: int = 16,
     size: tuple[int, int] = (384, 384),
     seed: int = 0,

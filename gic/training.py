@@ -275,12 +275,6 @@ class LitCodec(L.LightningModule):
         """Gather, log, print and save what the test measured."""
         self._finish("test")
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move the pictures; names and counts stay where they are."""
-        if isinstance(batch, dict) and batch.get("image") is not None:
-            batch = {**batch, "image": batch["image"].to(device, non_blocking=True)}
-        return batch
-
 
 class EMA(EMAWeightAveraging):
     """Exponential moving average of the weights: validated, and saved as the checkpoint's ``state_dict``.

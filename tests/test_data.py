@@ -26,6 +26,14 @@ from gic.plan import Part
 
 CROP = 16
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:You requested to overfit but enabled val dataloader shuffling"),
+]
+
 
 def picture(number: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
     """Width and height; noise, different for each number."""
@@ -155,7 +163,6 @@ def test_batches_have_the_promised_form(shards: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 2), (3, 2)])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_one_pass_holds_every_sample_once_over_ranks_and_workers(shards: list[str], ranks: int, workers: int) -> None:
     # One batch of each slot's first pass at a time: read without a limit, keep what comes before the repeat.
     seen: Counter[str] = Counter()
@@ -212,6 +219,14 @@ def test_epochs_differ_and_repeat_exactly(shards: list[str]) -> None:
     assert keys(first) == keys(again) != keys(second)
     assert keys(first) != keys(seeded)
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+
+
+def test_epochs_much_shorter_than_a_shard_reach_all_of_it(tmp_path: Path) -> None:
+    source = stream(write_shards(tmp_path, [60]), batches_per_epoch=4)
+    seen = Counter[str]()
+    for source.epoch in range(60):  # 8 of 60 samples each
+        seen.update(keys(source))
+    assert set(seen) == set(every_key([60]))
 
 
 def test_crops_of_one_sample_differ_each_time_it_is_met(tmp_path: Path) -> None:
@@ -333,7 +348,7 @@ def test_shards_that_all_fail_are_an_error_and_no_endless_loop(tmp_path: Path, k
 
 def test_many_bad_shards_stop_the_run(tmp_path: Path) -> None:
     shards = [*write_shards(tmp_path, [30] * 10), *(f"{tmp_path}/gone-{index}.tar" for index in range(2))]
-    with pytest.raises(DataError, match="training shards could not be read.*gone-"):
+    with pytest.raises(DataError, match=r"training shards could not be read.*gone-"):
         list(stream(shards, batches_per_epoch=1000))
 
 
@@ -501,18 +516,24 @@ def test_a_batch_that_was_not_finished_is_repeated(shards: list[str], tmp_path: 
         assert broken.seen + resumed.seen == whole.seen
 
 
-def test_a_run_can_be_resumed_again_and_again(shards: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["last step", "after the fit"])
+def test_a_run_can_be_cut_short_and_resumed_again_and_again(shards: list[str], tmp_path: Path, when: str) -> None:
     folder = Path(shards[0]).parent
     whole = Recorder()
-    fit(folder, whole, max_steps=14)
+    fit(folder, whole, max_steps=14, max_epochs=-1)
     seen = []
     path = None
     for steps in (2, 4, 5, 8, 12, 14):
         module = Recorder()
-        fit(folder, module, path, max_steps=steps).save_checkpoint(path := tmp_path / f"{steps}.ckpt")
+        callback = saved(tmp_path / when, every_n_train_steps=1)
+        trainer = fit(folder, module, path, max_steps=steps, max_epochs=-1, callbacks=[callback])
+        path = tmp_path / when / f"{steps:02}.ckpt"
+        if when == "after the fit":  # Lightning then counts an epoch that max_steps cut short as done
+            trainer.save_checkpoint(path)
         seen += module.seen
-    assert [batch[3] for batch in seen] == [batch[3] for batch in whole.seen]
-    assert seen == whole.seen
+    columns = (0, 1, 2, 3) if when == "last step" else (0, 3)
+    for column in columns:
+        assert [row[column] for row in seen] == [row[column] for row in whole.seen]
 
 
 def test_a_second_fit_begins_anew_and_reloading_does_not(shards: list[str]) -> None:
@@ -535,25 +556,57 @@ def test_overfitting_repeats_the_same_batches(shards: list[str]) -> None:
 
 def test_other_settings_at_resume_are_told_once(shards: list[str], tmp_path: Path) -> None:
     folder = Path(shards[0]).parent
-    fit(folder, Recorder(), max_steps=3).save_checkpoint(tmp_path / "a.ckpt")
+    fit(folder, Recorder(), callbacks=[saved(tmp_path, every_n_train_steps=3)])
     module = Recorder()
     with pytest.warns(UserWarning, match=r"batch_size 2 -> 3, seed 0 -> 9.*order of the data differs") as caught:
-        fit(folder, module, tmp_path / "a.ckpt", {"batch_size": 3, "seed": 9})
+        fit(folder, module, tmp_path / "03.ckpt", {"batch_size": 3, "seed": 9})
     assert sum("order of the data" in str(warning.message) for warning in caught) == 1
     assert [batch[:3] for batch in module.seen[:3]] == [(3, 0, 3), (4, 0, 4), (5, 1, 0)]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*order of the data")
-        fit(folder, Recorder(), tmp_path / "a.ckpt", {"num_workers": 1})  # reads what 0 workers read
+        fit(folder, Recorder(), tmp_path / "03.ckpt", {"num_workers": 1})  # reads what 0 workers read
 
 
 def test_lightning_has_nothing_to_warn_about_the_loader(shards: list[str], tmp_path: Path) -> None:
     folder = Path(shards[0]).parent
-    fit(folder, Recorder(), max_steps=3).save_checkpoint(tmp_path / "a.ckpt")
+    fit(folder, Recorder(), callbacks=[saved(tmp_path, every_n_train_steps=3)])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(folder, Recorder(), tmp_path / "a.ckpt", limit_val_batches=0)
+        fit(folder, Recorder(), tmp_path / "03.ckpt", limit_val_batches=0)
     texts = [str(warning.message) for warning in caught]
     assert not [text for text in texts if "IterableDataset" in text or "resumable" in text], texts
+
+
+class Distributed(Recorder):
+    """Writes what each rank saw to a file of its own: the processes share no memory."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = [f"{step} {epoch} {index} {' '.join(names)}" for step, epoch, index, names in self.seen]
+        (self.folder / f"rank{self.global_rank}").write_text("\n".join(rows))
+
+    def seen_by(self, rank: int) -> list[str]:
+        return (self.folder / f"rank{rank}").read_text().splitlines()
+
+
+def test_two_processes_train_on_disjoint_data_and_resume(shards: list[str], tmp_path: Path) -> None:
+    folder = Path(shards[0]).parent
+    settings = {"strategy": "ddp_fork", "devices": 2, "max_epochs": 2}
+    options = {"batch_size": 1, "shuffle_buffer": 1}
+    callback = saved(tmp_path / "ckpt", every_n_train_steps=3)
+    whole, resumed = Distributed(tmp_path / "whole"), Distributed(tmp_path / "resumed")
+    fit(folder, whole, data_settings=options, callbacks=[callback], **settings)
+    fit(folder, resumed, tmp_path / "ckpt" / "03.ckpt", options, **settings)
+    first_keys = set()
+    for rank in range(2):
+        assert len(whole.seen_by(rank)) == 10
+        assert resumed.seen_by(rank) == whole.seen_by(rank)[3:]
+        first_keys.update(row.split()[3] for row in whole.seen_by(rank)[: share(shards, rank, 2)][:5])
+    assert len(first_keys) == sum(min(5, share(shards, rank, 2)) for rank in range(2))
 
 
 # Evaluation
@@ -666,7 +719,7 @@ def test_without_a_source_synthetic_images_are_made_once(tmp_path: Path, monkeyp
         for split in ("train", "val"):
             write_tar(folder / f"{split}-000000.tar", [(f"{split}.png", encoded(picture(1, (32, 32))))])
 
-    monkeypatch.setattr("gic.synthetic.ensure_synthetic_shards", make)
+    monkeypatch.setattr("gic.data.ensure_synthetic_shards", make)
     source = ImageData(synthetic_dir=str(tmp_path / "synthetic"), crop_size=CROP, num_workers=0)
     source.prepare_data()
     source.setup("fit")

@@ -1,0 +1,599 @@
+"""Images to bytes and back: padding, tiles, rate search, the reverse flow at decoding (DESIGN 5, 7, 8).
+
+An image up to :data:`PIECE_PIXELS` is coded in one piece. A larger one is cut into tiles whose latents are disjoint and
+coded apart, so that a tile can be decoded alone and no bits are spent twice; the transforms see a halo of the
+neighbours on both sides, and reconstructions are cross-faded over the borders, so that no seam shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from gic import sde
+from gic.compressor import DOWNSAMPLING, HYPER_DOWNSAMPLING
+from gic.entropy import EntropyCoder, Prior, dither_offsets, level_code, level_value
+from gic.errors import ConfigError, FormatError, ImageError
+from gic.fileformat import (
+    MODEL_ID_BYTES,
+    NO_METADATA,
+    GicFile,
+    Metadata,
+    Payload,
+    header_bytes,
+    pack,
+    size_problem,
+    unpack,
+)
+from gic.images import load_rgb, to_image, to_tensor
+from gic.model import Codec
+from gic.reverse import denoiser
+
+PIECE_PIXELS = 1 << 21
+"""Largest padded image that is coded in one piece, in pixels (1920 x 1080 fits)."""
+TILE = 1024
+"""Side of a tile of larger images, in pixels."""
+HALO = 64
+"""Context that the transforms see around a tile, in pixels."""
+RAMP = 32
+"""Half width of the cross-fade at a tile border, in pixels."""
+DEFAULT_QUALITY = 50.0
+
+ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
+
+
+class Tile(NamedTuple):
+    """Place of a tile: its column and row, and its box in pixels of the original image."""
+
+    column: int
+    row: int
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the tile's y."""
+        unit = DOWNSAMPLING * HYPER_DOWNSAMPLING
+        height, width = -(-(self.bottom - self.top) // unit), -(-(self.right - self.left) // unit)
+        return height * HYPER_DOWNSAMPLING, width * HYPER_DOWNSAMPLING
+
+
+def tiles_of(width: int, height: int, tile: int) -> list[Tile]:
+    """Tiles of an image, row by row; one that is the whole image if ``tile`` is 0."""
+    if tile == 0:
+        return [Tile(0, 0, 0, 0, width, height)]
+    return [
+        Tile(i, j, x, y, min(x + tile, width), min(y + tile, height))
+        for j, y in enumerate(range(0, height, tile))
+        for i, x in enumerate(range(0, width, tile))
+    ]
+
+
+class Analysed(NamedTuple):
+    """What the encoder knows of a tile, whatever the level.
+
+    Attributes:
+        y: Latent, float32 (M, h, w), on the CPU.
+        z: Hyper-latent, int32 (N, h/4, w/4).
+        prior: Exact prior of y.
+        z_data: Coded z.
+    """
+
+    y: Tensor
+    z: NDArray[np.int32]
+    prior: Prior
+    z_data: bytes
+
+
+class ImageCodec:
+    """Compresses images to ``.gic`` files and back with one set of weights.
+
+    Args:
+        model: A trained codec.
+        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
+
+    Example:
+        >>> codec = gic.load("weights.safetensors")  # doctest: +SKIP
+        >>> data = codec.compress("photo.png", bpp=0.25)  # doctest: +SKIP
+        >>> codec.decompress(data, realism=0.8).save("decoded.png")  # doctest: +SKIP
+    """
+
+    def __init__(self, model: Codec, device: str | torch.device = "auto") -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.coder = EntropyCoder(model.compressor)
+        self.model_id = model_id(model)
+        self.finest, self.coarsest = level_code(model.q_min), level_code(model.q_max)
+
+    # --- encoding -------------------------------------------------------------------------------------------------
+
+    def compress(
+        self,
+        image: ImageLike,
+        *,
+        q: float | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+        quality: float | None = None,
+        quantizer: Literal["round", "dither"] | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        keep_metadata: bool = False,
+    ) -> bytes:
+        """Compress one image; name at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
+
+        Args:
+            image: A path, bytes or open file of any picture Pillow reads, a Pillow image, a tensor (3, H, W), uint8
+                or float in [0, 1], or an array (H, W, 3) uint8.
+            q: Quantisation step, within the model's range.
+            bpp: Target, in bits of the file per pixel of the image; the nearest level is taken.
+            max_bytes: Largest size of the file, in bytes; never exceeded.
+            quality: 0 (smallest) to 100 (finest), linear in log q; 50 if nothing is named.
+            quantizer: ``round`` or ``dither``, the model's default if left out.
+            seed: Of the dither.
+            tile: Side of tiles in pixels, a multiple of 64; 0 forces one piece; chosen by size if left out.
+            keep_metadata: Keep EXIF and the ICC profile in the file.
+
+        Returns:
+            A whole ``.gic`` file.
+
+        Raises:
+            ConfigError: If settings contradict each other, or the target cannot be reached with this model.
+            ImageError: If the image cannot be read.
+        """
+        target = _one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        pixels, metadata = _read_pixels(image, keep_metadata)
+        height, width = pixels.shape[-2:]
+        if (problem := size_problem(width, height)) is not None:
+            raise ImageError(problem)
+        tile = _tile_side(width, height) if tile is None else tile
+        if tile < 0 or tile % 64:
+            raise ConfigError(f"the side of tiles must be a multiple of 64, not {tile}")
+        encoding = _Encoding(self, pixels, quantizer or self.model.quantizer, seed, tile, metadata)
+        if target == "q":
+            assert q is not None
+            return encoding.at(level_code(self.model.check_level(q)))
+        if target == "bpp":
+            assert bpp is not None
+            return encoding.nearest(bpp * width * height / 8)
+        if target == "max_bytes":
+            assert max_bytes is not None
+            return encoding.within(max_bytes)
+        return encoding.at(self.quality_code(DEFAULT_QUALITY if quality is None else quality))
+
+    def quality_code(self, quality: float) -> int:
+        """Level code of a quality from 0 (``q_max``) to 100 (``q_min``).
+
+        Raises:
+            ConfigError: If the quality lies outside 0 to 100.
+        """
+        if not 0 <= quality <= 100:
+            raise ConfigError(f"quality must lie in 0 to 100, not {quality:g}")
+        return round(self.coarsest + (self.finest - self.coarsest) * quality / 100)
+
+    @torch.inference_mode()
+    def analyse(self, pixels: Tensor, tile: int) -> list[Analysed]:
+        """Latents and priors of all tiles of an image, uint8 (3, H, W): all that any level needs."""
+        height, width = pixels.shape[-2:]
+        return [self._analyse_tile(pixels, place) for place in tiles_of(width, height, tile)]
+
+    def _analyse_tile(self, pixels: Tensor, place: Tile) -> Analysed:
+        height, width = pixels.shape[-2:]
+        rows, columns = place.latent_size
+        top, left = max(0, place.top - HALO), max(0, place.left - HALO)
+        bottom = min(height, place.top + rows * DOWNSAMPLING + HALO)
+        right = min(width, place.left + columns * DOWNSAMPLING + HALO)
+        x = pixels[:, top:bottom, left:right].to(self.device).float()[None] / 255
+        # Repeat the last row and column until the window holds all of the tile's latents.
+        want_h = max(-(-(bottom - top) // DOWNSAMPLING), (place.top - top) // DOWNSAMPLING + rows) * DOWNSAMPLING
+        want_w = max(-(-(right - left) // DOWNSAMPLING), (place.left - left) // DOWNSAMPLING + columns) * DOWNSAMPLING
+        x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
+        r, c = (place.top - top) // DOWNSAMPLING, (place.left - left) // DOWNSAMPLING
+        y = self.model.compressor.g_a(x).float()[:, :, r : r + rows, c : c + columns].contiguous()
+        z = torch.round(self.model.compressor.h_a(y).float())[0].cpu()
+        if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
+            raise ConfigError("the model yields values that are not finite: its weights are damaged")
+        symbols = self.coder.clamp_z(z.numpy().astype(np.int32))
+        return Analysed(y[0].cpu(), symbols, self.coder.prior(symbols), self.coder.encode_z(symbols))
+
+    # --- decoding -------------------------------------------------------------------------------------------------
+
+    @overload
+    def decompress(self, data: bytes, *, as_tensor: Literal[False] = False, **options: Any) -> Image.Image: ...
+
+    @overload
+    def decompress(self, data: bytes, *, as_tensor: Literal[True], **options: Any) -> Tensor: ...
+
+    def decompress(
+        self,
+        data: bytes,
+        *,
+        realism: float | None = None,
+        steps: int | None = None,
+        sampler: sde.Sampler | None = None,
+        seed: int = 0,
+        as_tensor: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Image.Image | Tensor:
+        """Decompress one file.
+
+        Args:
+            data: A whole ``.gic`` file.
+            realism: r in [0, 1]: 0 is closest to the original, 1 looks most like a photograph; 1 if left out.
+            steps: Steps of the reverse flow, the model's default if left out.
+            sampler: Sampler of the reverse flow, the model's default if left out.
+            seed: Of stochastic samplers; files decode alike with the same seed.
+            as_tensor: Return a uint8 tensor (3, H, W) in place of a Pillow image.
+            progress: Called with the number of finished tiles and of all tiles.
+
+        Raises:
+            FormatError: If the file is damaged or was made with other weights.
+            ConfigError: If a setting lies outside its range.
+        """
+        r = 1.0 if realism is None else realism
+        if not 0 <= r <= 1:
+            raise ConfigError(f"realism must lie in [0, 1], not {r:g}")
+        if steps is not None and steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {steps}")
+        if sampler is not None and sampler not in sde.SAMPLERS:
+            raise ConfigError(f"there is no sampler {sampler!r}: choose one of {', '.join(sde.SAMPLERS)}")
+        file = self.open(data)
+
+        def restore(latents: Latent, place: Tile) -> Tensor:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column)
+            return sde.reverse(
+                denoiser(self.model.reverse, latents.mu, latents.sigma),
+                latents.y_q,
+                latents.q,
+                realism=r,
+                steps=steps or self.model.steps,
+                sampler=sampler or self.model.sampler,
+                rho=self.model.rho,
+                generator=generator,
+            )
+
+        pixels = _Decoding(self, file, restore, progress).run()
+        if as_tensor:
+            return pixels
+        image = to_image(pixels)
+        if file.metadata.icc:
+            image.info["icc_profile"] = file.metadata.icc
+        if file.metadata.exif:
+            image.info["exif"] = file.metadata.exif
+        return image
+
+    def open(self, data: bytes) -> GicFile:
+        """Read a file's fields and prove that it was made with this model at a level it knows.
+
+        Raises:
+            FormatError: If not.
+        """
+        file = unpack(data)
+        if file.model_id != self.model_id:
+            raise FormatError(
+                f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
+                "name the weights it was made with"
+            )
+        if not self.finest <= file.level <= self.coarsest:
+            raise FormatError(f"the header is damaged: level {file.level} lies outside the model's range")
+        side = -(-file.width // 64) * -(-file.height // 64) * 64 * 64
+        if (file.tile == 0 and side > 4 * PIECE_PIXELS) or file.tile > 4 * TILE:
+            raise FormatError(f"the header is damaged: {file.width} x {file.height} pixels in tiles of {file.tile}")
+        return file
+
+    def decode_symbols(
+        self, file: GicFile, index: int, place: Tile
+    ) -> tuple[NDArray[np.int32], Prior, NDArray[np.int32]]:
+        """Symbols and prior of one tile, from its payload alone: z, prior, y."""
+        rows, columns = place.latent_size
+        payload = file.payloads[index]
+        shape = (self.model.compressor.hyper_channels, rows // HYPER_DOWNSAMPLING, columns // HYPER_DOWNSAMPLING)
+        z = self.coder.decode_z(payload.z, shape)
+        prior = self.coder.prior(z)
+        offsets = self._offsets(file.quantizer, file.seed, index, (rows, columns))
+        return z, prior, self.coder.decode_y(payload.y, prior, file.level, offsets)
+
+    def _offsets(self, quantizer: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        if quantizer == "round":
+            return None
+        return dither_offsets((self.model.compressor.latent_channels, *size), seed, index)
+
+
+class Latent(NamedTuple):
+    """A window of the decoder's knowledge, each (1, M, h, w) on the codec's device, and the level (1,)."""
+
+    y_q: Tensor
+    mu: Tensor
+    sigma: Tensor
+    q: Tensor
+
+
+class _Encoding:
+    """One image on its way to a file: analysed once, coded at any level."""
+
+    def __init__(
+        self,
+        codec: ImageCodec,
+        pixels: Tensor,
+        quantizer: Literal["round", "dither"],
+        seed: int,
+        tile: int,
+        metadata: Metadata,
+    ) -> None:
+        self.codec = codec
+        self.height, self.width = pixels.shape[-2:]
+        self.quantizer = quantizer
+        self.seed = seed if quantizer == "dither" else 0
+        self.tile = tile
+        self.metadata = metadata
+        self.tiles = codec.analyse(pixels, tile)
+        self.offsets = [
+            codec._offsets(quantizer, self.seed, i, (t.y.shape[1], t.y.shape[2])) for i, t in enumerate(self.tiles)
+        ]
+
+    def _symbols(self, index: int, level: int) -> NDArray[np.int32]:
+        tile, offsets = self.tiles[index], self.offsets[index]
+        u = 0.0 if offsets is None else torch.from_numpy((offsets + 0.5) / 16 - 0.5).float()
+        q = torch.tensor([level_value(level)])
+        k = sde.quantize(tile.y[None], q, tile.prior.mu[None], u)[0]
+        symbols = self.codec.coder.clamp_y(k.numpy().astype(np.int64))
+        mask = self.codec.coder.coded_mask(tile.prior, level, offsets is not None)
+        return np.where(mask, symbols, 0).astype(np.int32)
+
+    def _file(self, level: int, payloads: tuple[Payload, ...]) -> GicFile:
+        return GicFile(
+            model_id=self.codec.model_id,
+            width=self.width,
+            height=self.height,
+            level=level,
+            payloads=payloads,
+            quantizer=self.quantizer,
+            seed=self.seed,
+            tile=self.tile,
+            metadata=self.metadata,
+        )
+
+    def at(self, level: int) -> bytes:
+        """The file at a level."""
+        coder = self.codec.coder
+        payloads = tuple(
+            Payload(t.z_data, coder.encode_y(self._symbols(i, level), t.prior, level, self.offsets[i]))
+            for i, t in enumerate(self.tiles)
+        )
+        return pack(self._file(level, payloads))
+
+    def estimate(self, level: int) -> float:
+        """Bytes of the file at a level, from the tables alone."""
+        bits = sum(
+            self.codec.coder.bits_y(self._symbols(i, level), t.prior, level, self.offsets[i])
+            for i, t in enumerate(self.tiles)
+        )
+        return self._fixed() + bits / 8
+
+    def _fixed(self) -> int:
+        empty = tuple(Payload(t.z_data, b"") for t in self.tiles)
+        return header_bytes(self._file(self.codec.coarsest, empty)) + sum(len(p.z) for p in empty)
+
+    def _search(self, target_bytes: float) -> int:
+        """Finest level whose estimate does not exceed the target, by bisection over log q."""
+        fine, coarse = self.codec.finest, self.codec.coarsest
+        while fine < coarse:
+            middle = (fine + coarse) // 2
+            if self.estimate(middle) > target_bytes:
+                fine = middle + 1
+            else:
+                coarse = middle
+        return coarse
+
+    def nearest(self, target_bytes: float) -> bytes:
+        """The file whose size is nearest to the target."""
+        if not (math.isfinite(target_bytes) and target_bytes > 0):
+            raise ConfigError("bpp must be a positive number")
+        level = self._search(target_bytes)
+        best = self.at(level)
+        if len(best) > 1.02 * target_bytes and level == self.codec.coarsest:
+            raise ConfigError(
+                f"{target_bytes:.0f} bytes ({target_bytes * 8 / self.width / self.height:.4f} bpp) cannot be reached: "
+                f"at the coarsest level of this model the image takes {len(best)} bytes"
+            )
+        # Close with the real coder: a neighbouring level may be nearer.
+        for step in (-1, 1):
+            near = level
+            while self.codec.finest <= near + step <= self.codec.coarsest and abs(near - level) < 64:
+                near += step
+                data = self.at(near)
+                if abs(len(data) - target_bytes) >= abs(len(best) - target_bytes):
+                    break
+                best = data
+        return best
+
+    def within(self, max_bytes: int) -> bytes:
+        """The finest file of at most ``max_bytes``."""
+        level = self._search(max_bytes)
+        data = self.at(level)
+        while len(data) > max_bytes and level < self.codec.coarsest:
+            level += 1
+            data = self.at(level)
+        if len(data) > max_bytes:
+            raise ConfigError(
+                f"the image does not fit in {max_bytes} bytes: at the coarsest level of this model it takes {len(data)}"
+            )
+        return data
+
+
+class _Decoding:
+    """One file on its way to pixels, a row of tiles at a time."""
+
+    def __init__(
+        self,
+        codec: ImageCodec,
+        file: GicFile,
+        restore: Callable[[Latent, Tile], Tensor],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.codec = codec
+        self.file = file
+        self.restore = restore
+        self.progress = progress
+        self.q = level_value(file.level)
+        self.places = tiles_of(file.width, file.height, file.tile)
+        self.columns = 1 + max(place.column for place in self.places)
+        self.known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def _latents(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """y_q, mu, sigma of a tile, decoded at first use, (M, h, w) each."""
+        if index not in self.known:
+            _, prior, symbols = self.codec.decode_symbols(self.file, index, self.places[index])
+            offsets = self.codec._offsets(self.file.quantizer, self.file.seed, index, symbols.shape[1:])
+            mask = self.codec.coder.coded_mask(prior, self.file.level, offsets is not None)
+            k = torch.from_numpy(symbols).float()
+            u: Tensor | float = 0.0
+            if offsets is not None:
+                u = torch.from_numpy(np.where(mask, (offsets + 0.5) / 16 - 0.5, 0.0)).float()
+            y_q = sde.dequantize(k[None], self.q, prior.mu[None], u)[0]
+            self.known[index] = (y_q, prior.mu, prior.sigma)
+        return self.known[index]
+
+    def _window(self, index: int) -> tuple[Latent, int, int]:
+        """Latents of a tile with a halo of its neighbours', and the halo's width at the top and left, in latents."""
+        place = self.places[index]
+        halo = HALO // DOWNSAMPLING
+        grid = []
+        for row in (place.row - 1, place.row, place.row + 1):
+            line = []
+            for column in (place.column - 1, place.column, place.column + 1):
+                near = row * self.columns + column
+                if not (0 <= column < self.columns and 0 <= near < len(self.places)):
+                    continue
+                parts = torch.stack(self._latents(near))
+                if row < place.row:
+                    parts = parts[:, :, -halo:]
+                elif row > place.row:
+                    parts = parts[:, :, :halo]
+                if column < place.column:
+                    parts = parts[..., -halo:]
+                elif column > place.column:
+                    parts = parts[..., :halo]
+                line.append(parts)
+            if line:
+                grid.append(torch.cat(line, dim=-1))
+        window = torch.cat(grid, dim=-2)
+        y_q, mu, sigma = (t[None].to(self.codec.device) for t in window)
+        top, left = (halo if place.row > 0 else 0), (halo if place.column > 0 else 0)
+        return Latent(y_q, mu, sigma, torch.tensor([self.q], device=self.codec.device)), top, left
+
+    @torch.inference_mode()
+    def _pixels(self, index: int) -> tuple[Tensor, int, int]:
+        """Reconstruction of a tile and its surroundings, (3, h, w) float, and the position of its corner."""
+        place = self.places[index]
+        latents, top, left = self._window(index)
+        height, width = latents.y_q.shape[-2:]
+        # The reverse network halves the latent's size up to twice.
+        pad = (0, -width % HYPER_DOWNSAMPLING, 0, -height % HYPER_DOWNSAMPLING)
+        padded = Latent(*(F.pad(t, pad, mode="replicate") for t in latents[:3]), latents.q)
+        y_hat = self.restore(padded, place)[..., :height, :width]
+        x_hat = self.codec.model.compressor.synthesise(y_hat)[0].clamp(0, 1).cpu()
+        y0, x0 = place.top - top * DOWNSAMPLING, place.left - left * DOWNSAMPLING
+        return x_hat[:, : self.file.height - y0, : self.file.width - x0], y0, x0
+
+    def run(self) -> Tensor:
+        """All pixels, uint8 (3, H, W)."""
+        out = torch.empty(3, self.file.height, self.file.width, dtype=torch.uint8)
+        if len(self.places) == 1:
+            out.copy_(torch.round(self._pixels(0)[0] * 255))
+            self._report(1)
+            return out
+        band_height = min(self.file.height, self.file.tile + 2 * HALO)
+        band = torch.zeros(3, band_height, self.file.width)
+        rows = len(self.places) // self.columns
+        for row in range(rows):
+            start = max(0, row * self.file.tile - HALO)
+            for column in range(self.columns):
+                index = row * self.columns + column
+                x_hat, y0, x0 = self._pixels(index)
+                weight = self._weight(self.places[index], y0, x0, x_hat.shape[-2:])
+                target = band[:, y0 - start : y0 - start + x_hat.shape[-2], x0 : x0 + x_hat.shape[-1]]
+                target += x_hat * weight
+                self._report(index + 1)
+            # Rows above the next border's cross-fade are final; the rest of the band moves up.
+            border = (row + 1) * self.file.tile
+            done = self.file.height if row + 1 == rows else border - HALO
+            out[:, start:done] = torch.round(band[:, : done - start] * 255).to(torch.uint8)
+            kept = band[:, done - start :].clone()
+            band.zero_()
+            band[:, : kept.shape[1]] = kept
+            for old in [i for i in self.known if i < row * self.columns]:
+                del self.known[old]
+        return out
+
+    def _weight(self, place: Tile, y0: int, x0: int, size: torch.Size) -> Tensor:
+        """Share of a tile's reconstruction in the picture: 1 inside, a ramp over each border with a neighbour."""
+
+        def ramp(start: int, count: int, low: int, high: int, total: int) -> Tensor:
+            at = torch.arange(start, start + count) + 0.5
+            rise = ((at - low + RAMP) / (2 * RAMP)).clamp(0, 1) if low > 0 else torch.ones(count)
+            fall = ((high + RAMP - at) / (2 * RAMP)).clamp(0, 1) if high < total else torch.ones(count)
+            return rise * fall
+
+        rows = ramp(y0, size[0], place.top, place.bottom, self.file.height)
+        columns = ramp(x0, size[1], place.left, place.right, self.file.width)
+        return rows[:, None] * columns[None, :]
+
+    def _report(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, len(self.places))
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def model_id(model: Codec) -> bytes:
+    """First bytes of a hash over the names, shapes and float32 values of all parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.digest()[:MODEL_ID_BYTES]
+
+
+def _one_target(**targets: float | None) -> str | None:
+    named = [name for name, value in targets.items() if value is not None]
+    if len(named) > 1:
+        raise ConfigError(f"name only one of q, bpp, max_bytes and quality, not {' and '.join(named)}")
+    return named[0] if named else None
+
+
+def _tile_side(width: int, height: int) -> int:
+    padded = -(-width // 64) * -(-height // 64) * 64 * 64
+    return 0 if padded <= PIECE_PIXELS else TILE
+
+
+def _read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata]:
+    """Pixels as uint8 (3, H, W) and what is to travel beside them."""
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ImageError(f"a tensor must have the shape (3, H, W), not {tuple(image.shape)}")
+        if image.dtype == torch.uint8:
+            return image.cpu(), NO_METADATA
+        if not image.is_floating_point() or not bool(torch.isfinite(image).all()):
+            raise ImageError("a tensor must be uint8, or float in [0, 1] without NaN")
+        return torch.round(image.detach().float().cpu().clamp(0, 1) * 255).to(torch.uint8), NO_METADATA
+    loaded = load_rgb(image, keep_profile=keep_metadata)
+    metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA
+    return to_tensor(loaded.image), metadata

@@ -1,0 +1,46 @@
+"""Finding weights and making a codec of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gic.codec import ImageCodec
+from gic.errors import ConfigError
+
+CHECKPOINT_VARIABLE = "GIC_CHECKPOINT"
+PACKAGED = Path(__file__).parent / "weights"
+
+
+def default_checkpoint() -> Path:
+    """Weights to use when none are named: those of the environment variable, else those in the package.
+
+    Raises:
+        ConfigError: If there are none; the text says how to get some.
+    """
+    named = os.environ.get(CHECKPOINT_VARIABLE)
+    if named:
+        return Path(named)
+    shipped = sorted(PACKAGED.glob("*.safetensors"))
+    if not shipped:
+        raise ConfigError(
+            "this installation has no weights of its own: name a checkpoint (--checkpoint FILE, or the environment "
+            f"variable {CHECKPOINT_VARIABLE}), or train one: gic fit --config configs/base.yaml"
+        )
+    return shipped[-1]
+
+
+def load(checkpoint: str | Path | None = None, device: str = "auto") -> ImageCodec:
+    """Make a codec of trained weights.
+
+    Args:
+        checkpoint: Training checkpoint (``.ckpt``) or weights file (``.safetensors``); by default the file that the
+            environment variable GIC_CHECKPOINT names, else the weights in the package.
+        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ...
+
+    Raises:
+        ConfigError: If there are no weights or they cannot be used.
+    """
+    from gic.checkpoint import load_codec
+
+    return ImageCodec(load_codec(default_checkpoint() if checkpoint is None else checkpoint), device)
