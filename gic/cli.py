@@ -61,9 +61,9 @@ def run(argv: Sequence[str]) -> int:
         if command in COMMANDS:
             return _run_command(command, rest)
         if command in TRAINING:
-            from gic.lightning_cli import run_lightning
+            from gic.lightning_cli import make_cli
 
-            run_lightning([command, *rest])
+            make_cli([command, *rest])
             return 0
     except GicError as error:
         if os.environ.get("GIC_TRACEBACK"):

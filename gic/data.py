@@ -15,6 +15,7 @@ rank, and can be resumed at any batch. Evaluation reads each image exactly once,
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -88,9 +89,10 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
     """List the shards that names and patterns stand for.
 
     Args:
-        spec: One or several of: a file; a pattern with braces (``train-{000000..000003}.tar``,
-            ``{a,b}.tar``); a folder, which stands for all its ``*.tar`` in sorted order; a URL
-            (``https:``, ``s3:``, ``gs:``, or ``pipe:`` with a shell command), which may hold braces.
+        spec: One or several of: a file; a pattern with braces (``train-{000..003}.tar``,
+            ``{a,b}.tar``) or wildcards (``train-*.tar``); a folder, which stands for all its ``*.tar``
+            in sorted order; a URL (``https:``, ``s3:``, ``gs:``, or ``pipe:`` with a shell command), which
+            may hold braces.
 
     Returns:
         Paths and URLs in the order given. URLs are not checked.
@@ -110,6 +112,9 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
             if not inside:
                 raise DataError(f"there is no shard (*.tar) in the folder {pattern}")
             shards += inside
+            continue
+        if not _is_url(pattern) and (matches := glob.glob(pattern)):  # noqa: PTH207 - may be absolute
+            shards += sorted(matches)
             continue
         try:
             shards += braceexpand.braceexpand(pattern, escape=False)
@@ -712,6 +717,7 @@ class ImageData(lightning.LightningDataModule):
         synthetic_dir: Folder for the shards of synthetic images.
         crop_size: Side of the training crops in pixels.
         batch_size: Crops per batch and rank.
+        cuda_batch_size: The same where the run is on CUDA devices; None for ``batch_size``.
         batches_per_epoch: Batches per epoch and rank.
         scale_range: Smallest and largest factor that training images are scaled by before the crop.
         flip: Whether to mirror half of the training crops.
@@ -734,6 +740,7 @@ class ImageData(lightning.LightningDataModule):
         synthetic_dir: str = "data/synthetic",
         crop_size: int = 256,
         batch_size: int = 8,
+        cuda_batch_size: int | None = None,
         batches_per_epoch: int = 1000,
         scale_range: tuple[float, float] = (0.5, 1.0),
         flip: bool = True,
@@ -747,6 +754,7 @@ class ImageData(lightning.LightningDataModule):
         _check_settings(
             crop_size=crop_size,
             batch_size=batch_size,
+            cuda_batch_size=cuda_batch_size,
             batches_per_epoch=batches_per_epoch,
             scale_range=scale_range,
             shuffle_buffer=shuffle_buffer,
@@ -761,6 +769,7 @@ class ImageData(lightning.LightningDataModule):
         self.synthetic_dir = Path(synthetic_dir)
         self.crop_size = crop_size
         self.batch_size = batch_size
+        self.cuda_batch_size = cuda_batch_size
         self.batches_per_epoch = batches_per_epoch
         self.scale_range = scale_range
         self.flip = flip
@@ -794,11 +803,12 @@ class ImageData(lightning.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Training batches of this rank, from where a loaded state left off."""
         rank, world_size = self._process()
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         loader = TrainLoader(
             TrainStream(
                 expand_shards(self._source("train")),
                 crop_size=self.crop_size,
-                batch_size=self.batch_size,
+                batch_size=(self.cuda_batch_size if on_cuda else None) or self.batch_size,
                 batches_per_epoch=self.batches_per_epoch,
                 scale_range=self.scale_range,
                 flip=self.flip,
@@ -904,6 +914,7 @@ def _check_settings(**settings: Any) -> None:
     smallest: Iterable[tuple[str, int]] = (
         ("crop_size", 1),
         ("batch_size", 1),
+        ("cuda_batch_size", 1),
         ("batches_per_epoch", 1),
         ("shuffle_buffer", 1),
         ("num_workers", 0),

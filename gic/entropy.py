@@ -101,7 +101,7 @@ def level_value(code: int) -> float:
     return float(portable.exp2(code / LEVELS_PER_OCTAVE))
 
 
-def dither_values(offsets: NDArray[np.integer]) -> NDArray[np.float32]:
+def dither_values(offsets: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Dither u of offset numbers 0 ... OFFSETS - 1, float32 and exact."""
     return ((offsets.astype(np.float32) + 0.5) / OFFSETS - 0.5).astype(np.float32)
 
@@ -148,21 +148,23 @@ class Tables:
             self._rows[table] = [*self.starts[self.first[table] : self.first[table + 1]].tolist(), rans.TOTAL]
         return self._rows[table]
 
-    def events(self, tables: NDArray[np.integer], symbols: IntArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def events(
+        self, tables: NDArray[np.integer[Any]], symbols: IntArray
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Event of each symbol, and the distance of those outside their table, negative below it, else 0."""
         below = symbols.astype(np.int64) - self.low[tables]
         above = below - (self.size[tables] - 1)
         distance = np.minimum(below, 0) + np.maximum(above, 0)
         return self.first[tables] + np.where(distance == 0, below, self.size[tables]), distance
 
-    def length(self, tables: NDArray[np.integer], symbols: IntArray) -> float:
+    def length(self, tables: NDArray[np.integer[Any]], symbols: IntArray) -> float:
         """Code length of symbols, in bits."""
         events, distance = self.events(tables, symbols)
         outside = np.abs(distance[distance != 0])
         digits = np.frexp(outside.astype(np.float64))[1] - 1
         return float(self.bits[events].sum() + digits.sum() + _ESCAPE_HEAD_BITS * len(outside))
 
-    def encode(self, tables: NDArray[np.integer], symbols: IntArray) -> bytes:
+    def encode(self, tables: NDArray[np.integer[Any]], symbols: IntArray) -> bytes:
         """Code symbols, each with its table.
 
         Raises:
@@ -179,7 +181,7 @@ class Tables:
                 frequencies.append(1 << (rans.PRECISION - bits))
         return rans.encode(starts, frequencies)
 
-    def decode(self, data: bytes, tables: NDArray[np.integer]) -> IntArray:
+    def decode(self, data: bytes, tables: NDArray[np.integer[Any]]) -> IntArray:
         """Undo :meth:`encode`.
 
         Raises:
@@ -198,7 +200,8 @@ class Tables:
         decoder.finish()
         if symbols.size and int(np.abs(symbols).max()) > SYMBOL_MAX:
             raise FormatError("the entropy-coded data are damaged: a symbol is too large")
-        return symbols.astype(np.int32)
+        decoded: IntArray = symbols.astype(np.int32)
+        return decoded
 
 
 def _escape(distance: int) -> Iterator[tuple[int, int]]:

@@ -32,8 +32,11 @@ INPUT_MAX = 2**15
 """Inputs are whole numbers, clamped to +-INPUT_MAX; outputs likewise to +-OUTPUT_MAX."""
 OUTPUT_MAX = 2**24
 WEIGHT_BITS = 20
-"""No weight takes more bits than this, and the largest of a channel no fewer than WEIGHT_BITS_MIN."""
+"""No weight takes more bits than this, and the largest of a channel no fewer than WEIGHT_BITS_MIN, unless it is far
+below any effect."""
 WEIGHT_BITS_MIN = 10
+SHIFT_BITS = 40
+"""Sums are no finer than 2^-SHIFT_BITS units of the output: weights far below any effect become 0."""
 EXACT_SUM = 2**53
 """Whole numbers up to here are float64 numbers."""
 
@@ -83,7 +86,7 @@ def integer_conv(
         raise ConfigError("the hyper-synthesis has weights that are not finite numbers: the model cannot code files")
     # Sums are in units of 2^-(exponent + in_bits). The first try makes the largest weight WEIGHT_BITS long.
     largest = np.abs(w).max(1)
-    exponent = np.where(largest > 0, WEIGHT_BITS - np.frexp(largest)[1], 0)
+    exponent = np.minimum(WEIGHT_BITS - np.frexp(largest)[1], SHIFT_BITS - in_bits)
     for _ in range(WEIGHT_BITS - WEIGHT_BITS_MIN + 1):
         shift = exponent + in_bits
         whole = np.floor(np.ldexp(w, exponent[:, None]) + 0.5)
@@ -92,10 +95,8 @@ def integer_conv(
         # Whole numbers below 2^53 here, or large enough for rounding not to matter.
         exact = in_limit * np.abs(whole).sum(1) + np.abs(whole_bias) < EXACT_SUM
         if exact.all():
-            column = np.stack([whole_bias, np.ldexp(1.0, -shift)])[:, :, None]
-            return IntegerConv(
-                torch.from_numpy(whole), *torch.from_numpy(column).unbind(0), limit=limit, kernel=weight.shape[-1]
-            )
+            columns = [torch.from_numpy(v)[:, None] for v in (whole_bias, np.ldexp(1.0, -shift))]
+            return IntegerConv(torch.from_numpy(whole), columns[0], columns[1], limit, weight.shape[-1])
         exponent = np.where(exact, exponent, exponent - 1)
     raise ConfigError(
         "the hyper-synthesis cannot be computed exactly: a channel's bias or sum of weights is too large for its "

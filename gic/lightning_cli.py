@@ -61,11 +61,15 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
 
 
-def run_lightning(argv: Sequence[str]) -> Any:
-    """Run one of Lightning's commands.
+def make_cli(argv: Sequence[str], run: bool = True) -> Any:
+    """Build trainer, model and data from the words of the command line, and run the command.
 
     Args:
         argv: The command and its options.
+        run: Carry the command out; False only builds.
+
+    Returns:
+        The LightningCLI, with ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
         MissingExtraError: If the training packages are not installed.
@@ -93,5 +97,6 @@ def run_lightning(argv: Sequence[str]) -> Any:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "gic"},
-        args=expand_configs(argv),
+        args=expand_configs(argv if run else argv[1:]),
+        run=run,
     )

@@ -123,7 +123,7 @@ class Codec(nn.Module):
         return y_q
 
     def bits(self, latents: Latents, q: Tensor, y_q: Tensor) -> Tensor:
-        """Measure the ideal code length of each image, ``-log2 p(symbols) + bits(z)``, (B,), in bits (DESIGN 5).
+        """Measure the ideal code length of each image, y and z together, in bits, (B,) (DESIGN 5).
 
         In training mode the rate of y is that of additive noise, which is differentiable; in evaluation mode it is
         that of ``y_q`` itself.

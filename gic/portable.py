@@ -65,16 +65,18 @@ def log(x: Array | float) -> Array:
     low = m < _SQRT_HALF
     m = np.where(low, m * 2.0, m)
     k = np.where(low, k - 1, k).astype(np.float64)
-    s = (m - 1.0) / (m + 1.0)
-    return k * _LN2_HI + (2.0 * s * _polynomial(s * s, _ATANH_TERMS[:13]) + k * _LN2_LO)
+    s: Array = (m - 1.0) / (m + 1.0)
+    value: Array = k * _LN2_HI + (2.0 * s * _polynomial(s * s, _ATANH_TERMS[:13]) + k * _LN2_LO)
+    return value
 
 
 def softplus(x: Array | float) -> Array:
     """``log(1 + e^x)``."""
     x = _float64(x)
     t = exp(-np.abs(x))  # log(1 + t) = 2 artanh(t / (2 + t)), whose argument is at most 1/3
-    s = t / (2.0 + t)
-    return np.maximum(x, 0.0) + 2.0 * s * _polynomial(s * s, _ATANH_TERMS)
+    s: Array = t / (2.0 + t)
+    value: Array = np.maximum(x, 0.0) + 2.0 * s * _polynomial(s * s, _ATANH_TERMS)
+    return value
 
 
 def tanh(x: Array | float) -> Array:
@@ -91,7 +93,8 @@ def sigmoid(x: Array | float) -> Array:
     """``1 / (1 + e^-x)``."""
     x = _float64(x)
     t = exp(-np.abs(x))
-    return np.where(x < 0, t, 1.0) / (1.0 + t)
+    value: Array = np.where(x < 0, t, 1.0) / (1.0 + t)
+    return value
 
 
 def erfc(x: Array | float) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.cli import OptimizerCallable
@@ -112,6 +114,9 @@ class LitCodec(L.LightningModule):
             from gic.checkpoint import load_codec_state
 
             self.codec.load_state_dict(load_codec_state(self.init_from))
+        crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
+        if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:
+            raise ConfigError(f"crop_size must be a multiple of {self.codec.compressor.multiple}, not {crop}")
         if stage == "fit" and self.trainer.is_global_zero:
             counts = parameter_counts(self.codec)
             learning = sum(p.numel() for p in self.codec.parameters() if p.requires_grad)
@@ -137,11 +142,16 @@ class LitCodec(L.LightningModule):
         loss = parts.pop("loss")
         if not torch.isfinite(loss):
             self._stop_at(batch, batch_idx, parts)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         for reason, count in batch.get("skipped", {}).items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         return loss
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seed levels and noise from the batch's place in the run, so that a resumed run draws them alike."""
+        place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
 
     def _stop_at(self, batch: dict[str, Any], batch_idx: int, parts: dict[str, Tensor]) -> None:
         folder = self.output_dir / f"non-finite-step-{self.global_step:06d}-rank-{self.global_rank}"
@@ -162,8 +172,10 @@ class LitCodec(L.LightningModule):
         images += len(batch["image"])
         if (batch_idx + 1) % self._log_interval == 0:
             now = time.perf_counter()
-            self.log("images_per_second", images * self.trainer.world_size / (now - start), prog_bar=True)
-            self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+            speed = images * self.trainer.world_size / (now - start)
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("images_per_second", speed, prog_bar=True, batch_size=1)
+            self.log("learning_rate", rate, batch_size=1)
             start, images = now, 0
         self._clock = (start, images)
 
@@ -221,13 +233,13 @@ class LitCodec(L.LightningModule):
         for mean in means:
             name = f"q{mean.q:g}_r{mean.realism:g}"
             values = {"psnr": mean.psnr, "ms_ssim": mean.ms_ssim}
-            self.log_dict({f"{stage}/{k}/{name}": v for k, v in values.items() if v is not None}, rank_zero_only=True)
-            self.log(f"{stage}/bits_per_pixel/q{mean.q:g}", mean.bits_per_pixel, rank_zero_only=True)
+            known = {f"{stage}/{key}/{name}": value for key, value in values.items() if value is not None}
+            self.log_dict({**known, f"{stage}/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
         # One number to choose checkpoints by: the rate-distortion loss, averaged over the levels at the lowest r.
         lowest = [m for m in means if m.realism == min(self.realism)]
         lambda_0 = self.objective.lambda_0
         rd = [m.q * (m.bits_per_pixel + lambda_0 / m.q**2 * 10 ** (-m.psnr / 10)) for m in lowest]
-        self.log(f"{stage}/rd_loss", sum(rd) / len(rd), prog_bar=True, sync_dist=False)
+        self.log(f"{stage}/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             self._report(stage, results, means, failures)
         self.results, self.failures, self.grids = [], [], []
@@ -255,7 +267,7 @@ class LitCodec(L.LightningModule):
             picture = torch.cat(rows, dim=-2)
             to_image(picture).save(folder / f"{name}.png")
             self.print(f"written: {folder / f'{name}.png'} (original, then r = {self.realism} at q = {self.levels})")
-            board = getattr(self.logger, "experiment", None)
+            board: Any = getattr(self.logger, "experiment", None)
             if hasattr(board, "add_image"):
                 board.add_image(f"{stage}/grid", picture.clamp(0, 1), self.global_step)
 

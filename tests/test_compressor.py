@@ -1,0 +1,223 @@
+"""The compressor's probabilities are those of its priors at every level, and one analysis serves all levels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from gic import sde
+from gic.compressor import SIGMA_MAX, SIGMA_MIN, Block, Compressor, FactorizedPrior, Latents, LevelGaussian
+
+# CompressAI keeps its bounds in float32.
+SMALLEST_RATIO = float(np.float32(0.11))  # of sigma to q, that its Gaussian conditional distinguishes
+LEAST_LIKELIHOOD = float(np.float32(1e-9))
+
+
+def tiny(seed: int = 0, **options: object) -> Compressor:
+    torch.manual_seed(seed)
+    sizes = {"widths": (8, 8, 8, 8), "blocks": (0, 0, 1, 1), "latent_channels": 8, "hyper_channels": 4}
+    return Compressor(**{**sizes, **options}).eval()  # type: ignore[arg-type]
+
+
+def images(count: int = 2, height: int = 64, width: int = 128, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+# --- the prior of y ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("q", [0.25, 1.0, 7.3])
+@pytest.mark.parametrize("mu", [0.0, -2.7])
+def test_the_likelihood_of_a_symbol_is_the_normal_law_of_its_cell(dtype: torch.dtype, q: float, mu: float) -> None:
+    grid = list(itertools.product(np.geomspace(0.02, 200, 25), np.linspace(-8, 8, 33)))
+    sigma = q * torch.tensor([ratio for ratio, _ in grid], dtype=dtype)[None]
+    y_q = mu + q * torch.tensor([offset for _, offset in grid], dtype=dtype)[None]
+    prior = LevelGaussian().to(dtype)
+    p = prior(y_q, torch.full((1, 1), q, dtype=dtype), torch.full_like(y_q, mu), sigma)[0].double().numpy()
+    scale = np.maximum(sigma[0].double().numpy(), SMALLEST_RATIO * q)
+    near = np.abs(y_q[0].double().numpy() - mu)  # mirrored, so that both ends lie where the law is accurate
+    expected = stats.norm.sf((near - q / 2) / scale) - stats.norm.sf((near + q / 2) / scale)
+    tolerance = 2e-4 if dtype == torch.float32 else 1e-7
+    assert np.allclose(p, np.maximum(expected, LEAST_LIKELIHOOD), rtol=tolerance, atol=tolerance * LEAST_LIKELIHOOD)
+
+
+@pytest.mark.parametrize("ratio", [0.11, 0.3, 1.0, 5.0, 60.0])
+@pytest.mark.parametrize("u", [0.0, 0.5, -0.31])
+def test_the_likelihoods_of_all_symbols_sum_to_one_on_any_grid(ratio: float, u: float) -> None:
+    q, mu = 2.5, 0.77
+    reach = math.ceil(8 * ratio) + 2
+    symbols = torch.arange(-reach, reach + 1, dtype=torch.float64)[None]
+    y_q = sde.dequantize(symbols, q, mu, u)
+    sigma = torch.full_like(y_q, ratio * q)
+    p = LevelGaussian().double()(y_q, torch.full((1, 1), q, dtype=torch.float64), torch.full_like(y_q, mu), sigma)
+    assert float(p.sum()) == pytest.approx(1.0, abs=2 * reach * LEAST_LIKELIHOOD + 1e-12)
+
+
+def test_the_rate_of_additive_noise_is_the_rate_of_dither() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(4, 50_000, generator=generator)
+    latents = Latents(y, y, y, 0.2 * torch.ones_like(y), 1.1 * torch.ones_like(y))
+    q = torch.tensor([0.3, 1.0, 3.0, 8.0])[:, None]
+    prior = LevelGaussian()
+    bits = {}
+    for quantizer in ("noise", "dither"):
+        y_q = sde.forward(y, q, quantizer=quantizer, mu=latents.mu, generator=generator)  # type: ignore[arg-type]
+        bits[quantizer] = -torch.log2(prior(y_q, q, latents.mu, latents.sigma))
+    difference = bits["noise"].mean(1) - bits["dither"].mean(1)
+    deviation = (bits["noise"].var(1) + bits["dither"].var(1)).sqrt() / math.sqrt(50_000)
+    assert bool((difference.abs() < 4.5 * deviation).all())
+
+
+def test_the_rate_of_rounding_is_the_entropy_at_every_level() -> None:
+    """The prior is right here, so that the mean code length is the entropy of the symbols."""
+    y = 2 * torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0))
+    q = torch.tensor([0.5, 2.0, 8.0])
+    y_q = sde.forward(y, q, quantizer="round")
+    bits = -torch.log2(LevelGaussian()(y_q, q[:, None], torch.zeros_like(y), torch.full_like(y, 2.0))).mean(1)
+    for i in range(3):
+        _, counts = torch.unique(y_q[i], return_counts=True)
+        assert float(bits[i]) == pytest.approx(stats.entropy(counts.numpy(), base=2), abs=0.01)
+
+
+# --- the prior of z ---------------------------------------------------------------------------------------
+
+
+def test_the_factorised_prior_keeps_nothing_but_its_weights() -> None:
+    names = set(FactorizedPrior(4).state_dict())
+    assert not {n for n in names if any(w in n for w in ("quantiles", "target", "cdf", "offset", "table", "median"))}
+    assert {name for name, _ in FactorizedPrior(4).named_parameters()} <= names
+
+
+def test_the_likelihoods_of_whole_z_sum_to_one() -> None:
+    z = torch.arange(-400.0, 401.0)[None, None].expand(1, 4, -1)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        z_hat, p = FactorizedPrior(4).eval()(z)
+        assert torch.equal(z_hat, z)
+        assert torch.allclose(p.sum(-1), torch.ones(1, 4), atol=1e-4)
+
+
+# --- the compressor ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["residual", "bottleneck"])
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("synthesis_blocks", [None, (1, 0, 0, 2)])
+def test_shapes_follow_the_symbols(block: Block, attention: bool, synthesis_blocks: tuple[int, ...] | None) -> None:
+    model = tiny(block=block, attention=attention, synthesis_blocks=synthesis_blocks)
+    latents = model.analyse(images())
+    assert latents.y.shape == latents.mu.shape == latents.sigma.shape == (2, 8, 4, 8)
+    assert latents.z.shape == latents.z_hat.shape == (2, 4, 1, 2)
+    assert model.synthesise(latents.y).shape == (2, 3, 64, 128)
+    assert model.multiple == 64
+    p = model.likelihoods(latents, torch.tensor([1.0, 2.0]), latents.y)
+    assert p["y"].shape == latents.y.shape and p["z"].shape == latents.z.shape
+    assert all(bool(((v >= LEAST_LIKELIHOOD) & (v <= 1)).all()) for v in p.values())
+
+
+def test_z_hat_is_the_rounded_z_with_a_straight_through_gradient() -> None:
+    model = tiny(gain=200.0)
+    latents = model.analyse(images())
+    assert latents.z.abs().max() > 3
+    assert torch.equal(latents.z_hat, torch.round(latents.z))
+    (gradient,) = torch.autograd.grad(latents.z_hat.sum(), latents.z)
+    assert torch.equal(gradient, torch.ones_like(latents.z))
+
+
+def test_the_prior_follows_from_z_hat_alone() -> None:
+    model = tiny(gain=200.0)
+    latents = model.analyse(images())
+    mu, sigma = model.hyper_synthesis(torch.round(latents.z))
+    assert torch.equal(mu, latents.mu) and torch.equal(sigma, latents.sigma)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_sigma_stays_in_its_range(scale: float) -> None:
+    model = tiny()
+    z_hat = scale * torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    sigma = model.hyper_synthesis(z_hat)[1].detach()
+    assert bool((sigma >= SIGMA_MIN * (1 - 1e-5)).all()) and bool((sigma <= SIGMA_MAX * (1 + 1e-5)).all())
+    if scale > 1:
+        assert float(sigma.min()) == pytest.approx(SIGMA_MIN) and float(sigma.max()) == pytest.approx(SIGMA_MAX)
+
+
+def test_sigma_beyond_its_range_can_learn_its_way_back() -> None:
+    model = tiny()
+    z_hat = 1e4 * torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for direction in (1.0, -1.0):
+        log_sigma = model.h_s(z_hat).chunk(2, dim=1)[1].detach().requires_grad_()
+        bounded = -model.upper(-model.lower(log_sigma))
+        (gradient,) = torch.autograd.grad(direction * bounded.sum(), log_sigma)
+        below, above = log_sigma < math.log(SIGMA_MIN), log_sigma > math.log(SIGMA_MAX)
+        # a positive gradient makes the optimiser lower sigma
+        assert bool(((gradient != 0) == ((direction < 0) & below | (direction > 0) & above | ~below & ~above)).all())
+
+
+@pytest.mark.parametrize("quantizer", ["round", "dither"])
+def test_bits_fall_as_q_grows(quantizer: sde.Quantizer) -> None:
+    model = tiny(gain=20.0)
+    latents = model.analyse(images())
+    assert latents.y.std() > 1
+    bits = []
+    for q in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):
+        noise = torch.Generator().manual_seed(0)
+        y_q = sde.forward(latents.y, q, quantizer=quantizer, mu=latents.mu, generator=noise)
+        bits.append(-torch.log2(model.likelihoods(latents, torch.tensor(q), y_q)["y"]).flatten(1).sum(1))
+    assert all(bool((fine > coarse).all()) for fine, coarse in itertools.pairwise(bits))
+
+
+def test_the_rate_of_z_is_noisy_in_training_and_that_of_z_hat_in_evaluation() -> None:
+    model = tiny(gain=200.0)
+    latents = model.analyse(images())
+
+    def rate_of_z() -> Tensor:
+        return model.likelihoods(latents, torch.tensor(1.0), latents.y)["z"]
+
+    assert torch.equal(rate_of_z(), model.prior_z(latents.z_hat)[1])
+    assert torch.equal(rate_of_z(), rate_of_z())
+    model.train()
+    assert not torch.equal(rate_of_z(), rate_of_z())
+
+
+def test_the_analysis_of_an_image_does_not_depend_on_its_batch() -> None:
+    model = tiny()
+    x = images(4)
+    together = model.analyse(x)
+    for i in range(4):
+        for whole, alone in zip(together, model.analyse(x[i : i + 1]), strict=True):
+            assert torch.allclose(whole[i : i + 1], alone, atol=1e-5)
+
+
+def test_a_state_goes_into_a_fresh_model_strictly_and_reproduces_it() -> None:
+    model, fresh = tiny(seed=0), tiny(seed=1)
+    x = images()
+    assert not torch.allclose(model.analyse(x).y, fresh.analyse(x).y)
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    a, b = model.analyse(x), fresh.analyse(x)
+    assert all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
+    assert torch.equal(model.synthesise(a.y), fresh.synthesise(b.y))
+    p, r = (m.likelihoods(a, torch.tensor(1.0), a.y) for m in (model, fresh))
+    assert torch.equal(p["y"], r["y"]) and torch.equal(p["z"], r["z"])
+
+
+def test_the_state_holds_no_tables() -> None:
+    names = tiny().state_dict()
+    assert not [n for n in names if any(word in n for word in ("cdf", "quantiles", "scale_table", "_offset", "target"))]
+
+
+def test_the_latents_are_float32_under_autocast() -> None:
+    model = tiny()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents = model.analyse(images())
+        assert all(t.dtype == torch.float32 for t in latents)
+        assert model.synthesise(latents.y).dtype == torch.float32
+        p = model.likelihoods(latents, torch.tensor([0.5, 4.0]), latents.y)
+    assert all(v.dtype == torch.float32 and bool(torch.isfinite(torch.log2(v)).all()) for v in p.values())
+    assert torch.equal(latents.z_hat, torch.round(latents.z))

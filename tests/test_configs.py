@@ -1,0 +1,113 @@
+"""Every config under configs/ can be built, and configs combine as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gic.errors import ConfigError
+from gic.lightning_cli import expand_configs, make_cli
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test"))
+MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
+
+
+@pytest.fixture
+def offline_lpips(monkeypatch):
+    """LPIPS without its download: the published backbone is not needed to build a config."""
+    import gic.perceptual
+
+    real = gic.perceptual.lpips_network
+
+    def random_backbone(net="alex", backbone=None):
+        import lpips
+
+        return real(net, backbone) if backbone else lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+    monkeypatch.setattr(gic.perceptual, "lpips_network", random_backbone)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_run_config_instantiates(path, tmp_path, monkeypatch, offline_lpips):
+    monkeypatch.chdir(tmp_path)
+    cli = make_cli(["fit", "--config", str(path), "--trainer.accelerator", "cpu"], run=False)
+    assert sum(p.requires_grad for p in cli.model.codec.parameters()) > 0
+    assert cli.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
+def test_every_model_preset_combines_with_a_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--config", str(path), "--trainer.accelerator", "cpu"]
+    cli = make_cli(words, run=False)
+    wanted = yaml.safe_load(path.read_text())["model"]["codec"]["init_args"]["reverse"]["init_args"]["latent_channels"]
+    assert cli.model.codec.compressor.latent_channels == wanted
+
+
+def test_presets_have_the_sizes_they_are_meant_to_have():
+    from gic.checkpoint import build_codec
+    from gic.model import parameter_counts
+
+    count = {
+        path.stem: parameter_counts(build_codec(yaml.safe_load(path.read_text())["model"]["codec"]))["all"]
+        for path in MODELS
+    }
+    assert count["small"] <= 12e6
+    assert 60e6 <= count["base"] <= 120e6
+
+
+def test_one_key_on_the_command_line_overrides_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(CONFIGS / "photos.yaml"), "--model.codec.init_args.q_max", "6"]
+    cli = make_cli([*words, "--model.levels", "[1, 6]", "--trainer.accelerator", "cpu"], run=False)
+    assert cli.model.codec.q_max == 6
+    assert cli.model.codec.compressor.latent_channels == 192  # the rest of base.yaml is still there
+
+
+def test_an_unknown_key_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(f"extends: {CONFIGS / 'base.yaml'}\nmodel:\n  learning_speed: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        make_cli(["fit", "--config", "bad.yaml"], run=False)
+    assert stop.value.code == 2
+    assert "learning_speed" in capsys.readouterr().err
+
+
+def test_an_unknown_class_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--model.codec", "gic.model.Kodec"]
+    with pytest.raises(SystemExit) as stop:
+        make_cli(words, run=False)
+    assert stop.value.code == 2
+    assert "Kodec" in capsys.readouterr().err
+
+
+def test_extends_comes_before_and_is_taken_out(tmp_path):
+    (tmp_path / "a.yaml").write_text("x: 1\ny: 1\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\ny: 2\n")
+    (tmp_path / "c.yaml").write_text("extends: [b.yaml]\ny: 3\n")
+    words = expand_configs(["fit", f"--config={tmp_path / 'c.yaml'}", "--z", "4"])
+    assert words == ["fit", "--config", str(tmp_path / "a.yaml"), "--config", "y: 2\n", "--config", "y: 3\n", "--z", "4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: self.yaml\n", "extends itself"),
+        ("extends: nowhere.yaml\n", "nowhere.yaml"),
+        ("- a list\n", "mapping"),
+        ("a: [1\n", "YAML"),
+    ],
+)
+def test_a_config_that_cannot_be_read_gives_one_clear_error(text, said, tmp_path):
+    (tmp_path / "self.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        expand_configs(["--config", str(tmp_path / "self.yaml")])
+
+
+def test_a_missing_config_names_the_file():
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        expand_configs(["--config", "missing.yaml"])

@@ -1,0 +1,625 @@
+"""Entropy parameters and tables are the same bits everywhere; damaged payloads do no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import special
+from torch import Tensor, nn
+
+from gic import exact, model, portable, rans
+from gic.compressor import Compressor
+from gic.entropy import (
+    CODE_MAX,
+    CODE_MIN,
+    LEVELS_PER_OCTAVE,
+    OFFSETS,
+    SCALE_FIRST,
+    SCALE_STEP,
+    SKIP_DITHER,
+    SYMBOL_MAX,
+    EntropyCoder,
+    Prior,
+    Tables,
+    dither_values,
+    factorized_tables,
+    gaussian_tables,
+    level_code,
+    level_value,
+)
+from gic.errors import ConfigError, FormatError
+from gic.exact import EXACT_SUM, INPUT_MAX, IntegerNetwork
+
+
+@pytest.fixture(scope="module")
+def compressor() -> Compressor:
+    """A random model whose log2 sigma is spread as a trained one's is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=24, hyper_channels=32).eval()
+    with torch.no_grad():
+        compressor.h_s[-1].weight[24:] *= 0.9
+        compressor.h_s[-1].bias[24:] = -0.7
+    return compressor
+
+
+@pytest.fixture(scope="module")
+def coder(compressor: Compressor) -> EntropyCoder:
+    return EntropyCoder(compressor)
+
+
+def random_z(seed: int = 0, batch: int = 1, height: int = 4, width: int = 6) -> NDArray[np.int32]:
+    rng = np.random.default_rng(seed)
+    return np.round(rng.normal(size=(batch, 32, height, width)) * 6).astype(np.int32)
+
+
+def random_y(
+    coder: EntropyCoder, prior: Prior, code: int, dither: bool, seed: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None]:
+    """Symbols of a draw from the prior, and their dither."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(prior.mu.shape)
+    residual = rng.normal(size=shape) * prior.sigma.numpy() / level_value(code)
+    offsets = rng.integers(0, OFFSETS, shape).astype(np.uint8) if dither else None
+    if offsets is not None:
+        residual = residual - dither_values(offsets)
+    symbols = np.clip(np.round(residual), -SYMBOL_MAX, SYMBOL_MAX)
+    return np.where(coder.coded_mask(prior, code, dither), symbols, 0).astype(np.int32), offsets
+
+
+# --- elementary functions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference", "low", "high"),
+    [
+        (portable.exp, np.exp, -700, 700),
+        (portable.exp, np.exp, -1e-3, 1e-3),
+        (portable.exp2, np.exp2, -40, 40),
+        (portable.softplus, lambda x: np.logaddexp(0, x), -40, 40),
+        (portable.tanh, np.tanh, -30, 30),
+        (portable.tanh, np.tanh, -1e-8, 1e-8),
+        (portable.sigmoid, special.expit, -700, 700),
+        (portable.erfc, np.vectorize(math.erfc), -6, 25.9),
+        (portable.normal_cdf, lambda x: 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2)), -5, 8),
+    ],
+)
+def test_portable_functions_are_accurate(ours, reference, low: float, high: float) -> None:
+    x = np.linspace(low, high, 20011)
+    assert (np.abs(ours(x) - reference(x)) <= 1e-14 * np.abs(reference(x))).all()
+
+
+def test_portable_logarithm_is_accurate() -> None:
+    x = np.concatenate([np.exp(np.linspace(-600, 600, 9973)), np.linspace(0.5, 2, 9973)])
+    assert np.max(np.abs(portable.log(x) - np.log(x)) / np.maximum(np.abs(np.log(x)), 1e-3)) < 1e-14
+
+
+def test_portable_functions_do_not_depend_on_layout() -> None:
+    x = np.random.default_rng(0).normal(size=1001) * 5
+    for function in (portable.exp, portable.tanh, portable.softplus, portable.erfc, portable.sigmoid):
+        whole = function(x)
+        assert (function(x[::-3]) == whole[::-3]).all()
+        assert all(function(x[i]) == whole[i] for i in range(0, 1001, 97))
+
+
+# --- levels and tables ----------------------------------------------------------------------------------------
+
+
+def test_codes_of_levels_round_trip() -> None:
+    for code in (CODE_MIN, -1, 0, 1, 1023, CODE_MAX):
+        assert level_code(level_value(code)) == code
+    assert level_value(2048) == 4.0
+    assert abs(math.log2(level_value(level_code(0.7)) / 0.7)) <= 0.5 / LEVELS_PER_OCTAVE
+
+
+@pytest.mark.parametrize("q", [0.0, -1.0, math.nan, math.inf, 1e300, 1e-300])
+def test_impossible_levels_are_refused(q: float) -> None:
+    with pytest.raises(ConfigError, match="cannot be stored"):
+        level_code(q)
+
+
+def test_the_skipped_elements_are_those_of_the_model() -> None:
+    assert abs(2 ** (SKIP_DITHER / LEVELS_PER_OCTAVE) / model.SKIP_BELOW - 1) < 1 / LEVELS_PER_OCTAVE
+
+
+def all_tables(compressor: Compressor) -> dict[str, Tables]:
+    return {
+        "round": gaussian_tables(False),
+        "dither": gaussian_tables(True),
+        "z": factorized_tables(compressor.prior_z),
+    }
+
+
+def test_tables_rise_strictly_and_end_at_the_total(compressor: Compressor) -> None:
+    for name, tables in all_tables(compressor).items():
+        assert tables.frequencies.min() >= 1, name
+        assert (np.add.reduceat(tables.frequencies, tables.first[:-1]) == rans.TOTAL).all(), name
+        for table in range(0, len(tables), 41):
+            row = tables.row(table)
+            assert row[0] == 0 and row[-1] == rans.TOTAL and all(np.diff(row) > 0)
+            assert len(row) == tables.size[table] + 2
+
+
+@pytest.mark.parametrize("dither", [False, True])
+def test_gaussian_tables_cost_little_more_than_the_entropy(dither: bool) -> None:
+    tables = gaussian_tables(dither)
+    for table in range(0, len(tables), 177 if dither else 13):
+        scale = 2 ** ((SCALE_FIRST + SCALE_STEP * (table // OFFSETS if dither else table)) / LEVELS_PER_OCTAVE)
+        u = float(dither_values(np.array(table % OFFSETS))) if dither else 0.0
+        k = np.arange(tables.size[table]) + tables.low[table]
+        p = special.ndtr((k + u + 0.5) / scale) - special.ndtr((k + u - 0.5) / scale)
+        entropy = -(p * np.log2(np.maximum(p, 1e-300))).sum()
+        cost = (p * tables.bits[tables.first[table] : tables.first[table + 1] - 1]).sum()
+        assert cost - entropy < 2e-4 + 1.5e-3 * entropy
+
+
+def test_tables_of_z_follow_the_factorised_prior(compressor: Compressor) -> None:
+    tables = factorized_tables(compressor.prior_z)
+    k = torch.arange(-20, 21).float()
+    with torch.no_grad():
+        _, p = compressor.prior_z(k.expand(1, 32, 1, -1))
+    for channel in range(0, 32, 5):
+        ours = np.array([tables.frequencies[tables.first[channel] + int(v) - tables.low[channel]] for v in k])
+        assert np.abs(ours / rans.TOTAL - p[0, channel, 0].numpy()).max() < 1e-3
+
+
+@pytest.mark.parametrize("bias", [1e4, -1e4, 3e38])
+def test_tables_of_z_exist_for_any_finite_weights(compressor: Compressor, bias: float) -> None:
+    prior = Compressor((8,) * 4, (0,) * 4, latent_channels=8, hyper_channels=32).prior_z
+    with torch.no_grad():
+        for parameter in prior.biases:
+            parameter.fill_(bias)
+    tables = factorized_tables(prior)
+    assert tables.frequencies.min() >= 1
+    symbols = np.zeros(32, np.int32)
+    assert (tables.decode(tables.encode(np.arange(32), symbols), np.arange(32)) == symbols).all()
+
+
+def test_building_tables_is_quick(compressor: Compressor) -> None:
+    gaussian_tables.cache_clear()
+    start = time.perf_counter()
+    gaussian_tables(False)
+    factorized_tables(compressor.prior_z)
+    assert time.perf_counter() - start < 2  # 0.05 s on a quiet machine
+
+
+# --- whole-number hyper-synthesis -----------------------------------------------------------------------------
+
+
+def conditions() -> Iterator[tuple[str, Tensor]]:
+    """The same z under everything that may change the last bits of a float network."""
+    z = torch.from_numpy(random_z(batch=3)).float()
+    threads = torch.get_num_threads()
+    yield "plain", z
+    try:
+        torch.set_num_threads(1)
+        yield "one thread", z
+        torch.set_num_threads(2)
+        yield "two threads", z
+    finally:
+        torch.set_num_threads(threads)
+    yield "channels last", z.to(memory_format=torch.channels_last)
+    yield "float64", z.double()
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield "without oneDNN", z
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        yield "bfloat16 autocast", z
+    yield "batch of one", z[:1]
+    yield "non-contiguous", z.flip(0).flip(0).transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a[:1], b[:1])
+
+
+def test_the_prior_is_the_same_under_all_conditions(coder: EntropyCoder) -> None:
+    priors = {name: coder.prior(z) for name, z in conditions()}
+    for name, prior in priors.items():
+        assert prior.mu.dtype == torch.float32 and prior.log2_sigma.dtype == torch.int32
+        assert same(prior.mu, priors["plain"].mu), name
+        assert same(prior.log2_sigma, priors["plain"].log2_sigma), name
+
+
+@torch.no_grad()
+def test_a_float_network_is_not_the_same_under_all_conditions(compressor: Compressor) -> None:
+    """The test above can fail: the trained network itself does not pass it."""
+    results = {}
+    for name, z in conditions():
+        network = compressor.h_s.double() if name == "float64" else compressor.h_s.float()
+        results[name] = network(z).float()
+    compressor.h_s.float()
+    different = {name for name, result in results.items() if not same(result, results["plain"])}
+    assert "bfloat16 autocast" in different
+    assert different & {"one thread", "two threads", "channels last", "without oneDNN", "batch of one"}
+
+
+def test_a_file_decodes_under_other_conditions(coder: EntropyCoder) -> None:
+    z = random_z(batch=3)[:1]
+    prior = coder.prior(torch.from_numpy(z))
+    symbols, _ = random_y(coder, prior, 0, False)
+    payloads = coder.encode_z(z), coder.encode_y(symbols, prior, 0)
+    for name, other in conditions():
+        decoded = torch.from_numpy(coder.decode_z(payloads[0], z.shape))
+        assert torch.equal(decoded.float(), other[:1].float()), name
+        first = Prior(*(t[:1] for t in coder.prior(other)))
+        assert (coder.decode_y(payloads[1], first, 0) == symbols).all(), name
+
+
+@torch.no_grad()
+def test_the_prior_is_practically_the_trained_network_s(compressor: Compressor, coder: EntropyCoder) -> None:
+    z = torch.from_numpy(random_z())
+    mu, sigma = compressor.hyper_synthesis(z.float())
+    prior = coder.prior(z)
+    assert (prior.mu - mu).abs().max() < 2e-3
+    assert (torch.log2(prior.sigma) - torch.log2(sigma)).abs().max() < 2 / LEVELS_PER_OCTAVE
+    assert sigma.min() < 0.06 and sigma.max() > 4  # the test sees a wide range
+
+
+@pytest.mark.parametrize("code", [0, 1024, 2048])
+@torch.no_grad()
+def test_files_are_as_short_as_the_float_model_says(compressor: Compressor, coder: EntropyCoder, code: int) -> None:
+    z = random_z(height=8, width=8)
+    prior = coder.prior(torch.from_numpy(z))
+    mu, sigma = compressor.hyper_synthesis(torch.from_numpy(z).float())
+    q = torch.tensor(level_value(code))
+    symbols, _ = random_y(coder, prior, code, False)
+    p = compressor.prior_y(mu.double() + q * torch.from_numpy(symbols), q, mu.double(), sigma.double())
+    ideal = float(-torch.log2(p).sum())
+    assert abs(coder.bits_y(symbols, prior, code) - ideal) < 2e-3 * ideal
+    _, p = compressor.prior_z(torch.from_numpy(z).float())
+    assert abs(coder.bits_z(z) / float(-torch.log2(p).sum()) - 1) < 5e-3
+
+
+def test_bands_do_not_change_the_result(coder: EntropyCoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.from_numpy(random_z(height=7, width=5))
+    whole = coder.prior(z)
+    for elements in (1, 20_000):
+        monkeypatch.setattr(exact, "_BAND_ELEMENTS", elements)
+        assert torch.equal(coder.prior(z).mu, whole.mu)
+
+
+def adversarial_weights() -> list[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 5, 3, 3)
+    normal = torch.randn(shape, generator=generator)
+    one_large = normal * 1e-6
+    one_large[:, 2, 1, 1] = 3.0
+    return [
+        ("normal", normal * 0.03, torch.randn(6, generator=generator)),
+        ("huge", normal * 1e30, torch.zeros(6)),
+        ("tiny", normal * 1e-38, torch.zeros(6)),
+        ("all equal", torch.full(shape, 1e3), torch.full((6,), -1e3)),
+        ("one large", one_large, torch.zeros(6)),
+        ("zero", torch.zeros(shape), torch.ones(6)),
+        ("mixed rows", normal * 10.0 ** torch.arange(-20, 10, 5)[:, None, None, None], torch.zeros(6)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "weight", "bias"), adversarial_weights())
+def test_sums_are_whole_numbers_below_2_to_the_53rd(name: str, weight: Tensor, bias: Tensor) -> None:
+    limit = 2**exact.MAGNITUDE_BITS
+    conv = exact.integer_conv(weight, bias, torch.full((6,), 4096.0).double(), exact.FRACTION_BITS, limit, limit)
+    for row, offset in zip(conv.weight.tolist(), conv.bias[:, 0].tolist(), strict=True):
+        assert all(value == int(value) for value in [*row, offset])
+        assert limit * sum(abs(int(value)) for value in row) + abs(int(offset)) < EXACT_SUM
+        assert name in ("zero", "tiny", "mixed rows") or max(map(abs, row)) >= 2 ** (exact.WEIGHT_BITS_MIN - 1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"), [(1.0, math.inf), (math.nan, 0.0), (1e-20, 1e10), (1e-30, 1e30), (math.inf, 1.0)]
+)
+def test_networks_that_cannot_be_exact_are_refused(weight: float, bias: float) -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1))
+    with torch.no_grad():
+        network[0].weight.fill_(weight)
+        network[0].bias.fill_(bias)
+    with pytest.raises(ConfigError, match="hyper-synthesis"):
+        IntegerNetwork(network, torch.ones(3).double())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.GELU(),
+        nn.LeakyReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 4, 3, padding=1),
+    ],
+)
+def test_modules_that_cannot_be_exact_are_refused(module: nn.Module) -> None:
+    with pytest.raises(ConfigError, match="exact"):
+        IntegerNetwork(nn.Sequential(module, nn.Conv2d(4, 4, 3, padding=1)), torch.ones(4).double())
+    with pytest.raises(ConfigError, match="end in a convolution"):
+        IntegerNetwork(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), torch.ones(4).double())
+
+
+@pytest.mark.parametrize("magnitude", [3, 1000, INPUT_MAX, 2**20])
+def test_the_network_equals_whole_number_arithmetic(magnitude: int) -> None:
+    """Against a reference in Python's integers, up to inputs that reach the clamps."""
+    generator = torch.Generator().manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.PixelShuffle(2), nn.ReLU()), nn.Conv2d(2, 4, 1)
+    )
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    integer = IntegerNetwork(network, torch.tensor([1.0, 2.0, 300.0, 1e-3]).double())
+    z = torch.randint(-magnitude, magnitude + 1, (2, 3, 3, 4), generator=generator)
+    x = np.clip(z.numpy().astype(object), -INPUT_MAX, INPUT_MAX)
+    for step in integer.steps:
+        if step is None:
+            x = np.maximum(x, 0)
+        elif isinstance(step, int):
+            b, c, h, w = x.shape
+            x = x.reshape(b, c // 4, 2, 2, h, w).transpose(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 2 * h, 2 * w)
+        else:
+            x = python_conv(x, step)
+    assert (integer(z).numpy() == x.astype(np.float64)).all()
+
+
+def python_conv(x: NDArray[np.object_], conv: exact.IntegerConv) -> NDArray[np.object_]:
+    halo = conv.kernel // 2
+    b, c, h, w = x.shape
+    padded = np.zeros((b, c, h + 2 * halo, w + 2 * halo), dtype=object)
+    padded[:, :, halo : halo + h, halo : halo + w] = x
+    out = np.zeros((b, len(conv.weight), h, w), dtype=object)
+    for o, i, j in itertools.product(range(len(conv.weight)), range(h), range(w)):
+        window = padded[:, :, i : i + conv.kernel, j : j + conv.kernel].reshape(b, -1)
+        weight = [int(v) for v in conv.weight[o].tolist()]
+        shift = -round(math.log2(float(conv.scale[o, 0])))
+        for n in range(b):
+            total = sum(u * v for u, v in zip(window[n].tolist(), weight, strict=True)) + int(conv.bias[o, 0])
+            total = total >> shift if shift >= 0 else total << -shift
+            out[n, o, i, j] = min(max(total, -conv.limit), conv.limit)
+    return out
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.5, math.inf])
+def test_a_prior_of_fractions_is_refused(coder: EntropyCoder, value: float) -> None:
+    z = torch.zeros(1, 32, 2, 2)
+    z[0, 3, 1, 1] = value
+    if value == math.inf:
+        assert torch.isfinite(coder.prior(z).mu).all()  # clamped like any large number
+    else:
+        with pytest.raises(ValueError, match="whole numbers"):
+            coder.prior(z)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_prior_is_the_same_on_a_gpu(coder: EntropyCoder) -> None:
+    z = torch.from_numpy(random_z(batch=2, height=9, width=11))
+    for dtype in (torch.float32, torch.float64, torch.int32):
+        prior = coder.prior(z.to("cuda", dtype))
+        assert torch.equal(prior.mu.cpu(), coder.prior(z).mu)
+        assert torch.equal(prior.log2_sigma.cpu(), coder.prior(z).log2_sigma)
+
+
+# --- coding ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("events", [1, 2, 3, 50, 5000])
+def test_rans_round_trip(events: int) -> None:
+    rng = np.random.default_rng(events)
+    tables = [sorted({0, *rng.integers(1, rans.TOTAL, size).tolist(), rans.TOTAL}) for size in (1, 2, 9, 400)]
+    chosen = [tables[i] for i in rng.integers(0, 4, events)]
+    indexes = [int(rng.integers(0, len(table) - 1)) for table in chosen]
+    starts = [table[i] for table, i in zip(chosen, indexes, strict=True)]
+    frequencies = [table[i + 1] - table[i] for table, i in zip(chosen, indexes, strict=True)]
+    data = rans.encode(starts, frequencies)
+    ideal = sum(16 - math.log2(f) for f in frequencies) / 8
+    assert ideal - 1 <= len(data) <= ideal * 1.0001 + 4
+    decoder = rans.Decoder(data)
+    assert decoder.read(chosen) == indexes
+    decoder.finish()
+
+
+def test_nothing_takes_no_bytes(coder: EntropyCoder) -> None:
+    assert rans.encode([], []) == b""
+    rans.Decoder(b"").finish()
+    empty = np.zeros((0, 32, 2, 2), np.int32)
+    assert coder.decode_z(coder.encode_z(empty), empty.shape).shape == empty.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 1, 1), (32, 3, 5), (2, 32, 4, 4)])
+@pytest.mark.parametrize("magnitude", [0, 1, 30, 300, 2**20, SYMBOL_MAX])
+def test_z_round_trip(coder: EntropyCoder, shape: tuple[int, ...], magnitude: int) -> None:
+    z = np.random.default_rng(magnitude).integers(-magnitude, magnitude + 1, shape).astype(np.int32)
+    data = coder.encode_z(z)
+    assert (coder.decode_z(data, shape) == z).all()
+    assert abs(len(data) - coder.bits_z(z) / 8) <= 4 + 0.001 * len(data)
+
+
+@pytest.mark.parametrize("dither", [False, True])
+@pytest.mark.parametrize("code", [-3000, -1024, 0, 1500, 4096, CODE_MAX, CODE_MIN])
+def test_y_round_trip(coder: EntropyCoder, code: int, dither: bool) -> None:
+    prior = coder.prior(torch.from_numpy(random_z(height=5, width=7)))
+    symbols, offsets = random_y(coder, prior, code, dither)
+    data = coder.encode_y(symbols, prior, code, offsets)
+    assert (coder.decode_y(data, prior, code, offsets) == symbols).all()
+    assert abs(len(data) - coder.bits_y(symbols, prior, code, offsets) / 8) <= 4 + 0.001 * len(data)
+
+
+@pytest.mark.parametrize("dither", [False, True])
+@pytest.mark.parametrize("magnitude", [0, 1, 40, 2**20, SYMBOL_MAX])
+def test_any_symbols_round_trip(coder: EntropyCoder, magnitude: int, dither: bool) -> None:
+    """Also those the prior holds for impossible."""
+    rng = np.random.default_rng(magnitude)
+    prior = coder.prior(torch.from_numpy(random_z(height=2, width=3)))
+    shape = tuple(prior.mu.shape)
+    offsets = rng.integers(0, OFFSETS, shape).astype(np.uint8) if dither else None
+    symbols = rng.integers(-magnitude, magnitude + 1, shape) * rng.choice([-1, 0, 0, 1], shape)
+    symbols = np.where(coder.coded_mask(prior, 0, dither), symbols, 0).astype(np.int32)
+    data = coder.encode_y(symbols, prior, 0, offsets)
+    assert (coder.decode_y(data, prior, 0, offsets) == symbols).all()
+    assert abs(len(data) - coder.bits_y(symbols, prior, 0, offsets) / 8) <= 4 + 0.001 * len(data)
+
+
+def test_a_single_element_and_table_edges_round_trip() -> None:
+    tables = gaussian_tables(False)
+    for table in range(0, len(tables), 7):
+        index = np.array([table])
+        radius = -int(tables.low[table])
+        for symbol in (0, radius, -radius, radius + 1, -radius - 1, radius + 2, radius + 65537, SYMBOL_MAX):
+            symbols = np.array([symbol], np.int32)
+            assert tables.decode(tables.encode(index, symbols), index) == symbols
+
+
+def test_symbols_that_cannot_be_coded_are_refused(coder: EntropyCoder) -> None:
+    z = random_z(height=1, width=1)
+    prior = coder.prior(torch.from_numpy(z))
+    with pytest.raises(ValueError, match="exceeds"):
+        coder.encode_z(np.full_like(z, SYMBOL_MAX + 1))
+    with pytest.raises(ValueError, match="exceeds"):
+        coder.encode_z(np.full_like(z, -(2**31)))
+    mask = coder.coded_mask(prior, 6000, False)
+    assert not mask.all()
+    with pytest.raises(ValueError, match="coded_mask"):
+        coder.encode_y((~mask).astype(np.int32), prior, 6000)
+    with pytest.raises(ValueError, match="channels"):
+        coder.decode_z(b"", (1, 31, 2, 2))
+
+
+def test_dithered_symbols_follow_the_shifted_tables(coder: EntropyCoder) -> None:
+    """The code length of dithered symbols is right only if u shifts the probabilities the right way."""
+    prior = coder.prior(torch.from_numpy(random_z(height=6, width=6)))
+    code = 1500
+    symbols, offsets = random_y(coder, prior, code, True)
+    assert offsets is not None
+    right = coder.bits_y(symbols, prior, code, offsets)
+    assert right < 0.96 * coder.bits_y(symbols, prior, code, (OFFSETS - 1 - offsets).astype(np.uint8))
+    scale = prior.sigma.numpy() / level_value(code)
+    p = special.ndtr((symbols + dither_values(offsets) + 0.5) / scale)
+    p -= special.ndtr((symbols + dither_values(offsets) - 0.5) / scale)
+    mask = coder.coded_mask(prior, code, True)
+    assert abs(right / -np.log2(np.maximum(p[mask], 1e-9)).sum() - 1) < 5e-3
+
+
+# --- damage ---------------------------------------------------------------------------------------------------
+
+
+def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        damaged = bytearray(data)
+        match number % 6:
+            case 0:
+                damaged[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+            case 1:
+                del damaged[int(rng.integers(len(data))) :]
+            case 2:
+                damaged += rng.bytes(int(rng.integers(1, 9)))
+            case 3:
+                damaged = bytearray(rng.bytes(int(rng.integers(0, 2 * len(data)))))
+            case 4:
+                at = int(rng.integers(len(data)))
+                damaged[at : at + 4] = b"\xff" * 4
+            case _:
+                damaged = bytearray(int(rng.integers(1, 60)) * bytes([int(rng.integers(256))]))
+        yield bytes(damaged)
+
+
+@pytest.mark.parametrize("dither", [False, True])
+def test_damaged_payloads_give_symbols_or_a_format_error(coder: EntropyCoder, dither: bool) -> None:
+    z = random_z(height=1, width=2)
+    prior = coder.prior(torch.from_numpy(z))
+    symbols, offsets = random_y(coder, prior, 0, dither)
+    payloads = coder.encode_z(z), coder.encode_y(symbols, prior, 0, offsets)
+    unnoticed = 0
+    start = time.perf_counter()
+    for part, data in enumerate(payloads):
+        for damaged in mutations(data, 1500, seed=part):
+            try:
+                if part == 0:
+                    decoded, truth = coder.decode_z(damaged, z.shape), z
+                else:
+                    decoded, truth = coder.decode_y(damaged, prior, 0, offsets), symbols
+            except FormatError:
+                continue
+            assert decoded.shape == truth.shape and np.abs(decoded).max() <= SYMBOL_MAX
+            unnoticed += damaged != data
+    assert unnoticed < 10  # of 3000; the file's checksum is for the rest
+    assert time.perf_counter() - start < 60
+
+
+def test_the_worst_payload_takes_bounded_time() -> None:
+    """Nothing but escapes, as long as they come."""
+    tables = gaussian_tables(False)
+    index = np.zeros(20_000, np.int64)
+    data = tables.encode(index, np.full(20_000, SYMBOL_MAX, np.int32))
+    start = time.perf_counter()
+    assert (tables.decode(data, index) == SYMBOL_MAX).all()
+    with pytest.raises(FormatError):
+        tables.decode(data[: len(data) // 2], index)
+    assert time.perf_counter() - start < 5
+
+
+# --- the same in every year -----------------------------------------------------------------------------------
+
+
+def formula(shape: tuple[int, ...], salt: int, scale: float) -> Tensor:
+    """Numbers in [-scale / 2, scale / 2) by whole-number arithmetic: no random generator, no library version."""
+    index = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt)
+    mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
+    mixed = ((mixed ^ (mixed >> np.uint64(15))) * np.uint64(2246822519)) % np.uint64(2**32)
+    return torch.from_numpy((mixed.astype(np.float64) / 2**32 - 0.5) * scale).float().reshape(shape)
+
+
+def test_golden() -> None:
+    """Files written by any version with these numbers stay readable: a change here is a new file format."""
+    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=12, hyper_channels=10)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(compressor.named_parameters()):
+            scale = 0.35 if name.startswith("h_s") and parameter.dim() == 4 else 1.5
+            parameter.copy_(formula(tuple(parameter.shape), 1000 * number, scale))
+    coder = EntropyCoder(compressor)
+    z = torch.round(formula((1, 10, 3, 2), 7, 12.0)).to(torch.int32)
+    prior = coder.prior(z)
+    shape = tuple(prior.mu.shape)
+    octaves = prior.log2_sigma.numpy() // LEVELS_PER_OCTAVE
+    symbols = np.round(np.ldexp(formula(shape, 8, 5.0).numpy(), octaves)).astype(np.int32)
+    offsets = (formula(shape, 9, 16.0).numpy() + 8).astype(np.uint8)
+    y = np.where(coder.coded_mask(prior, 100, False), symbols, 0)
+    dithered = np.where(coder.coded_mask(prior, 100, True), symbols, 0)
+    dither = gaussian_tables(True)
+    found = {
+        "tables": coder.tables_hash[:16],
+        "mu": sha(prior.mu.numpy().astype("<f4")),
+        "log2_sigma": sha(prior.log2_sigma.numpy().astype("<i4")),
+        "dither tables": sha(np.concatenate([dither.low, dither.size, dither.starts]).astype("<i8")),
+        "z": sha(coder.encode_z(z.numpy())),
+        "y": sha(coder.encode_y(y, prior, 100)),
+        "y dithered": sha(coder.encode_y(dithered, prior, 100, offsets)),
+    }
+    print(found)
+    assert found == GOLDEN
+    assert len(np.unique(symbols)) > 20 and (prior.log2_sigma > prior.log2_sigma.min()).float().mean() > 0.5
+
+
+def sha(data: bytes | NDArray[np.generic]) -> str:
+    return hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).hexdigest()[:16]
+
+
+GOLDEN: dict[str, str] = {}
+
+
+def test_the_hash_sees_every_weight_that_matters(compressor: Compressor) -> None:
+    reference = EntropyCoder(compressor).tables_hash
+    assert EntropyCoder(compressor).tables_hash == reference
+    state = {name: value.clone() for name, value in compressor.state_dict().items()}
+    for name in ("h_s.0.0.weight", "h_s.4.bias", "prior_z.biases.0", "prior_z.factors.1"):
+        with torch.no_grad():
+            compressor.get_parameter(name).view(-1)[0] += 0.25
+        assert EntropyCoder(compressor).tables_hash != reference, name
+        compressor.load_state_dict(state)
