@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, overload
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from gic import sde
 from gic.compressor import DOWNSAMPLING, HYPER_DOWNSAMPLING
-from gic.entropy import EntropyCoder, Prior, dither_offsets, level_code, level_value
+from gic.entropy import OFFSETS, SYMBOL_MAX, EntropyCoder, Prior, dither_values, level_code, level_value
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.fileformat import (
     MODEL_ID_BYTES,
@@ -85,8 +85,8 @@ class Analysed(NamedTuple):
     """What the encoder knows of a tile, whatever the level.
 
     Attributes:
-        y: Latent, float32 (M, h, w), on the CPU.
-        z: Hyper-latent, int32 (N, h/4, w/4).
+        y: Latent, float32 (1, M, h, w), on the CPU.
+        z: Hyper-latent, int32 (1, N, h/4, w/4).
         prior: Exact prior of y.
         z_data: Coded z.
     """
@@ -204,19 +204,14 @@ class ImageCodec:
         x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
         r, c = (place.top - top) // DOWNSAMPLING, (place.left - left) // DOWNSAMPLING
         y = self.model.compressor.g_a(x).float()[:, :, r : r + rows, c : c + columns].contiguous()
-        z = torch.round(self.model.compressor.h_a(y).float())[0].cpu()
+        z = torch.round(self.model.compressor.h_a(y).float()).cpu()
         if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
             raise ConfigError("the model yields values that are not finite: its weights are damaged")
-        symbols = self.coder.clamp_z(z.numpy().astype(np.int32))
-        return Analysed(y[0].cpu(), symbols, self.coder.prior(symbols), self.coder.encode_z(symbols))
+        z = z.clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        symbols = z.numpy().astype(np.int32)
+        return Analysed(y.cpu(), symbols, self.coder.prior(z), self.coder.encode_z(symbols))
 
     # --- decoding -------------------------------------------------------------------------------------------------
-
-    @overload
-    def decompress(self, data: bytes, *, as_tensor: Literal[False] = False, **options: Any) -> Image.Image: ...
-
-    @overload
-    def decompress(self, data: bytes, *, as_tensor: Literal[True], **options: Any) -> Tensor: ...
 
     def decompress(
         self,
@@ -226,10 +221,9 @@ class ImageCodec:
         steps: int | None = None,
         sampler: sde.Sampler | None = None,
         seed: int = 0,
-        as_tensor: bool = False,
         progress: Callable[[int, int], None] | None = None,
-    ) -> Image.Image | Tensor:
-        """Decompress one file.
+    ) -> Image.Image:
+        """Decompress one file to a Pillow image, with the metadata the file carries in ``info``.
 
         Args:
             data: A whole ``.gic`` file.
@@ -237,13 +231,41 @@ class ImageCodec:
             steps: Steps of the reverse flow, the model's default if left out.
             sampler: Sampler of the reverse flow, the model's default if left out.
             seed: Of stochastic samplers; files decode alike with the same seed.
-            as_tensor: Return a uint8 tensor (3, H, W) in place of a Pillow image.
             progress: Called with the number of finished tiles and of all tiles.
 
         Raises:
             FormatError: If the file is damaged or was made with other weights.
             ConfigError: If a setting lies outside its range.
         """
+        file = self.open(data)
+        image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
+        if file.metadata.icc:
+            image.info["icc_profile"] = file.metadata.icc
+        if file.metadata.exif:
+            image.info["exif"] = file.metadata.exif
+        return image
+
+    def decompress_tensor(
+        self,
+        data: bytes,
+        *,
+        realism: float | None = None,
+        steps: int | None = None,
+        sampler: sde.Sampler | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU."""
+        return self._decode(self.open(data), realism, steps, sampler, seed, None)
+
+    def _decode(
+        self,
+        file: GicFile,
+        realism: float | None,
+        steps: int | None,
+        sampler: sde.Sampler | None,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
         r = 1.0 if realism is None else realism
         if not 0 <= r <= 1:
             raise ConfigError(f"realism must lie in [0, 1], not {r:g}")
@@ -251,10 +273,8 @@ class ImageCodec:
             raise ConfigError(f"steps must be at least 1, not {steps}")
         if sampler is not None and sampler not in sde.SAMPLERS:
             raise ConfigError(f"there is no sampler {sampler!r}: choose one of {', '.join(sde.SAMPLERS)}")
-        file = self.open(data)
 
         def restore(latents: Latent, place: Tile) -> Tensor:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column)
             return sde.reverse(
                 denoiser(self.model.reverse, latents.mu, latents.sigma),
                 latents.y_q,
@@ -263,18 +283,10 @@ class ImageCodec:
                 steps=steps or self.model.steps,
                 sampler=sampler or self.model.sampler,
                 rho=self.model.rho,
-                generator=generator,
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column),
             )
 
-        pixels = _Decoding(self, file, restore, progress).run()
-        if as_tensor:
-            return pixels
-        image = to_image(pixels)
-        if file.metadata.icc:
-            image.info["icc_profile"] = file.metadata.icc
-        if file.metadata.exif:
-            image.info["exif"] = file.metadata.exif
-        return image
+        return _Decoding(self, file, restore, progress).run()
 
     def open(self, data: bytes) -> GicFile:
         """Read a file's fields and prove that it was made with this model at a level it knows.
@@ -301,16 +313,22 @@ class ImageCodec:
         """Symbols and prior of one tile, from its payload alone: z, prior, y."""
         rows, columns = place.latent_size
         payload = file.payloads[index]
-        shape = (self.model.compressor.hyper_channels, rows // HYPER_DOWNSAMPLING, columns // HYPER_DOWNSAMPLING)
+        shape = (1, self.model.compressor.hyper_channels, rows // HYPER_DOWNSAMPLING, columns // HYPER_DOWNSAMPLING)
         z = self.coder.decode_z(payload.z, shape)
-        prior = self.coder.prior(z)
-        offsets = self._offsets(file.quantizer, file.seed, index, (rows, columns))
+        prior = self.coder.prior(torch.from_numpy(z))
+        offsets = self.offsets(file.quantizer, file.seed, index, (rows, columns))
         return z, prior, self.coder.decode_y(payload.y, prior, file.level, offsets)
 
-    def _offsets(self, quantizer: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    def offsets(self, quantizer: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """Offset numbers of the dither of a tile, (1, M, h, w); None for rounding."""
         if quantizer == "round":
             return None
-        return dither_offsets((self.model.compressor.latent_channels, *size), seed, index)
+        shape = (1, self.model.compressor.latent_channels, *size)
+        # Philox' raw output is fixed for ever, unlike NumPy's distributions; each byte yields one number.
+        count = math.prod(shape)
+        raw = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, index]).random_raw(-(-count // 8))
+        numbers = np.asarray(raw, dtype="<u8").view(np.uint8)[:count] % OFFSETS
+        return numbers.astype(np.uint8).reshape(shape)
 
 
 class Latent(NamedTuple):
@@ -342,17 +360,15 @@ class _Encoding:
         self.metadata = metadata
         self.tiles = codec.analyse(pixels, tile)
         self.offsets = [
-            codec._offsets(quantizer, self.seed, i, (t.y.shape[1], t.y.shape[2])) for i, t in enumerate(self.tiles)
+            codec.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
         ]
 
     def _symbols(self, index: int, level: int) -> NDArray[np.int32]:
         tile, offsets = self.tiles[index], self.offsets[index]
-        u = 0.0 if offsets is None else torch.from_numpy((offsets + 0.5) / 16 - 0.5).float()
-        q = torch.tensor([level_value(level)])
-        k = sde.quantize(tile.y[None], q, tile.prior.mu[None], u)[0]
-        symbols = self.codec.coder.clamp_y(k.numpy().astype(np.int64))
+        u = 0.0 if offsets is None else torch.from_numpy(dither_values(offsets))
+        k = sde.quantize(tile.y, level_value(level), tile.prior.mu, u).clamp(-SYMBOL_MAX, SYMBOL_MAX)
         mask = self.codec.coder.coded_mask(tile.prior, level, offsets is not None)
-        return np.where(mask, symbols, 0).astype(np.int32)
+        return np.where(mask, k.numpy(), 0).astype(np.int32)
 
     def _file(self, level: int, payloads: tuple[Payload, ...]) -> GicFile:
         return GicFile(
@@ -390,7 +406,8 @@ class _Encoding:
 
     def _search(self, target_bytes: float) -> int:
         """Finest level whose estimate does not exceed the target, by bisection over log q."""
-        fine, coarse = self.codec.finest, self.codec.coarsest
+        fine: int = self.codec.finest
+        coarse: int = self.codec.coarsest
         while fine < coarse:
             middle = (fine + coarse) // 2
             if self.estimate(middle) > target_bytes:
@@ -458,14 +475,16 @@ class _Decoding:
         """y_q, mu, sigma of a tile, decoded at first use, (M, h, w) each."""
         if index not in self.known:
             _, prior, symbols = self.codec.decode_symbols(self.file, index, self.places[index])
-            offsets = self.codec._offsets(self.file.quantizer, self.file.seed, index, symbols.shape[1:])
-            mask = self.codec.coder.coded_mask(prior, self.file.level, offsets is not None)
-            k = torch.from_numpy(symbols).float()
+            offsets = self.codec.offsets(
+                self.file.quantizer, self.file.seed, index, (symbols.shape[2], symbols.shape[3])
+            )
             u: Tensor | float = 0.0
             if offsets is not None:
-                u = torch.from_numpy(np.where(mask, (offsets + 0.5) / 16 - 0.5, 0.0)).float()
-            y_q = sde.dequantize(k[None], self.q, prior.mu[None], u)[0]
-            self.known[index] = (y_q, prior.mu, prior.sigma)
+                # Elements that are not coded sit on mu itself.
+                mask = torch.from_numpy(self.codec.coder.coded_mask(prior, self.file.level, True))
+                u = torch.where(mask, torch.from_numpy(dither_values(offsets)), 0.0)
+            y_q = sde.dequantize(torch.from_numpy(symbols).float(), self.q, prior.mu, u)
+            self.known[index] = (y_q[0], prior.mu[0], prior.sigma[0])
         return self.known[index]
 
     def _window(self, index: int) -> tuple[Latent, int, int]:
@@ -504,7 +523,8 @@ class _Decoding:
         height, width = latents.y_q.shape[-2:]
         # The reverse network halves the latent's size up to twice.
         pad = (0, -width % HYPER_DOWNSAMPLING, 0, -height % HYPER_DOWNSAMPLING)
-        padded = Latent(*(F.pad(t, pad, mode="replicate") for t in latents[:3]), latents.q)
+        y_q, mu, sigma = (F.pad(t, pad, mode="replicate") for t in latents[:3])
+        padded = Latent(y_q, mu, sigma, latents.q)
         y_hat = self.restore(padded, place)[..., :height, :width]
         x_hat = self.codec.model.compressor.synthesise(y_hat)[0].clamp(0, 1).cpu()
         y0, x0 = place.top - top * DOWNSAMPLING, place.left - left * DOWNSAMPLING

@@ -57,8 +57,7 @@ _LOG2_SIGMA_MAX = round(math.log2(SIGMA_MAX) * LEVELS_PER_OCTAVE)
 _TAIL = 4.3  # half width of the Gaussian tables, in units of sigma
 _TAIL_LOGIT = 11.0  # the same of z's tables: a probability of 2e-5
 _Z_TABLE_MAX = 2048
-_ESCAPE_HEAD_BITS = 6  # sign, and number of binary digits
-_ESCAPE_DIGITS = 24  # a distance from the table has no more binary digits after the first
+_ESCAPE_HEAD_BITS = 6  # sign, and the number of binary digits after the first: at most 31
 
 IntArray = NDArray[np.int32]
 
@@ -87,8 +86,8 @@ def level_code(q: float) -> int:
         ConfigError: If ``q`` is not positive or out of the range of codes.
 
     Example:
-        >>> level_code(1.0), level_code(3.0), level_value(level_code(3.0))
-        (0, 1623, 2.9999673...)
+        >>> level_code(1.0), level_code(3.0), level_value(-1024)
+        (0, 1623, 0.5)
     """
     code = round(LEVELS_PER_OCTAVE * math.log2(q)) if 0 < q < math.inf else CODE_MAX + 1
     if not CODE_MIN <= code <= CODE_MAX:
@@ -218,8 +217,6 @@ def _escape(distance: int) -> Iterator[tuple[int, int]]:
 
 def _read_escape(decoder: rans.Decoder) -> int:
     head = decoder.read_bits(_ESCAPE_HEAD_BITS)
-    if head >> 1 > _ESCAPE_DIGITS:
-        raise FormatError("the entropy-coded data are damaged: a symbol is too large")
     magnitude = 1
     for bits in _pieces(head >> 1):
         magnitude = magnitude << bits | decoder.read_bits(bits)

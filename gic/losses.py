@@ -98,8 +98,14 @@ class Objective:
     ) -> None:
         if not realism or not all(0 <= r <= 1 for r in realism):
             raise ConfigError(f"realism must name values in [0, 1], not {list(realism)}")
-        if min(lambda_0, rate_weight, reverse_weight) < 0:
-            raise ConfigError("lambda_0, rate_weight and reverse_weight must not be negative")
+        if not all(0 <= weight < math.inf for weight in (lambda_0, rate_weight, reverse_weight)):
+            raise ConfigError("lambda_0, rate_weight and reverse_weight must be finite and not negative")
+        if reverse_loss not in ("nll", "mse"):
+            raise ConfigError(f"reverse_loss must be nll or mse, not {reverse_loss!r}")
+        if sampler is not None and sampler not in sde.SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(sde.SAMPLERS)}, not {sampler!r}")
+        if steps is not None and steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {steps}")
         self.lambda_0 = lambda_0
         self.rate_weight = rate_weight
         self.level_balance = level_balance

@@ -80,8 +80,14 @@ class Codec(nn.Module):
         rho: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < q_min < q_max:
-            raise ConfigError(f"q_min and q_max must satisfy 0 < q_min < q_max, not {q_min} and {q_max}")
+        if not 0 < q_min < q_max < math.inf:
+            raise ConfigError(f"q_min and q_max must satisfy 0 < q_min < q_max < inf, not {q_min} and {q_max}")
+        if quantizer not in ("round", "dither"):
+            raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
+        if sampler not in sde.SAMPLERS:
+            raise ConfigError(f"sampler must be one of {', '.join(sde.SAMPLERS)}, not {sampler!r}")
+        if steps < 1 or not 0 < rho < math.inf:
+            raise ConfigError(f"steps must be at least 1 and rho positive, not {steps} and {rho}")
         if compressor.latent_channels != reverse.latent_channels:
             raise ConfigError(
                 f"the reverse network is made for {reverse.latent_channels} latent channels, "
@@ -156,7 +162,7 @@ class Codec(nn.Module):
             self.denoiser(latents),
             y_q,
             q,
-            steps=steps or self.steps,
+            steps=self.steps if steps is None else steps,
             sampler=sampler or self.sampler,
             realism=realism,
             rho=self.rho,

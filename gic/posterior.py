@@ -108,8 +108,9 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
     shift_centre = (phi * -torch.expm1(-2 * cc * hc) / z - cc) / (2 * hc)
 
     shift = torch.where(narrow, shift_narrow, torch.where(tail, shift_tail, shift_centre))
-    # The mirrored mean lies between the near end of the cell and its centre.
-    shift = sign * shift.clamp(-0.5, 0.0)
+    # The mirrored mean lies between the near end of the cell and its centre; only rounding leads out of it. clamp has
+    # no gradient at its ends, and at c = 0 every symbol 0 lies on one, so the gradient passes beside it.
+    shift = sign * (shift + (shift.clamp(-0.5, 0.0) - shift).detach())
     return (y_q.to(torch.float64) + q.to(torch.float64) * shift).to(dtype)
 
 

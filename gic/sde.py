@@ -137,8 +137,8 @@ def forward(
     if quantizer == "noise":
         return y + level(q, y) * u
     with torch.no_grad():
-        residual = dequantize(quantize(y, q, mu, u), q, mu, u) - y
-    return y + residual
+        y_q = dequantize(quantize(y, q, mu, u), q, mu, u)
+    return y_q + (y - y.detach())  # adds an exact 0: y_q is the decoder's bit for bit
 
 
 def coarsen(y_q: Tensor, q: float | Tensor, generator: Generator = None) -> Tensor:

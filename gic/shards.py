@@ -261,6 +261,7 @@ def shards(args: Namespace) -> int:
     console.print(summary(report))
     for line in left_out(report):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return 0
 
 
 def summary(report: ShardReport) -> Table:
@@ -333,12 +334,12 @@ def _prepare(
     """Read, scale and encode one picture."""
     try:
         data = file.read_bytes()
-        image, changes, file_format = load_rgb(data, name=str(file))
+        loaded = load_rgb(data, name=str(file))
     except ImageError as error:
         return _Skipped(file, str(error).removeprefix(f"{file} "))
     except OSError as error:
         return _Skipped(file, f"cannot be read: {error.strerror}")
-    notes = list(changes)
+    image, file_format, notes = loaded.image, loaded.format, list(loaded.notes)
     scale = max_side / max(image.size) if max_side else 1.0
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)

@@ -104,6 +104,7 @@ class LitCodec(L.LightningModule):
         self.failures: list[str] = []
         self.grids: list[tuple[str, Tensor]] = []
         self.skipped: dict[str, int] = {}
+        self.loaded_step = 0
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
 
     # --- training -----------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ class LitCodec(L.LightningModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed levels and noise from the batch's place in the run, so that a resumed run draws them alike."""
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _stop_at(self, batch: dict[str, Any], batch_idx: int, parts: dict[str, Tensor]) -> None:
         folder = self.output_dir / f"non-finite-step-{self.global_step:06d}-rank-{self.global_rank}"
@@ -193,6 +194,10 @@ class LitCodec(L.LightningModule):
             tally = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
             print(f"epoch {self.current_epoch}, rank {self.global_rank}: skipped samples: {tally}")
             self.skipped = {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember which step the weights are of, for the names of reports."""
+        self.loaded_step = int(checkpoint.get("global_step", 0))
 
     # --- evaluation ---------------------------------------------------------------------------------------
 
@@ -252,12 +257,13 @@ class LitCodec(L.LightningModule):
 
     def _report(self, stage: str, results: list[LevelResult], means: list[LevelResult], failures: list[str]) -> None:
         fitting = self.trainer.state.fn == "fit"
-        name = f"{stage}-{self.global_step:06d}"
+        step = self.global_step or self.loaded_step
+        name = f"{stage}-{step:06d}"
         if not failures or fitting:
             count = len({r.key for r in results})
             print_table(means, f"{name}: {count} images, ideal code length")
             path = self.output_dir / "results" / f"{name}.json"
-            save_json(path, results, means, {"step": self.global_step, "checkpoint": str(self.trainer.ckpt_path or "")})
+            save_json(path, results, means, {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")})
             self.print(f"written: {path}")
         if self.grids:
             folder = self.output_dir / "grids"
@@ -269,7 +275,7 @@ class LitCodec(L.LightningModule):
             self.print(f"written: {folder / f'{name}.png'} (original, then r = {self.realism} at q = {self.levels})")
             board: Any = getattr(self.logger, "experiment", None)
             if hasattr(board, "add_image"):
-                board.add_image(f"{stage}/grid", picture.clamp(0, 1), self.global_step)
+                board.add_image(f"{stage}/grid", picture.clamp(0, 1), step)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""

@@ -120,6 +120,17 @@ def test_the_mean_never_leaves_the_cell(dtype: torch.dtype) -> None:
     assert bool(((d - y_q) * (mu - y_q) >= 0).all())
 
 
+def test_the_law_in_a_narrow_cell_is_the_exponential_one_of_its_slope() -> None:
+    """Far out the density is exp(-c t) over the cell; with y_q = 0 the shift comes out at full precision."""
+    h = 1e-8
+    x = torch.linspace(0.02, 30, 1500, dtype=torch.float64)  # c h
+    zero, q, one = torch.zeros_like(x), torch.full_like(x, 2 * h), torch.ones_like(x)
+    shift = truncated_normal_mean(zero, q, -x / h, one) / q
+    assert torch.allclose(shift, -(1 / torch.tanh(x) - 1 / x) / 2, rtol=0, atol=1e-12)
+    nll = truncated_normal_nll(zero, zero, q, -x / h, one)
+    assert torch.allclose(nll, torch.log(torch.sinh(x) / x), rtol=1e-9, atol=1e-9)
+
+
 def test_a_narrow_cell_gives_y_q_and_a_wide_one_gives_mu() -> None:
     y_q = torch.linspace(-3, 3, 13, dtype=torch.float64)
     mu, sigma = torch.full_like(y_q, 0.4), torch.full_like(y_q, 0.2)
