@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -19,11 +20,16 @@ from torch.nn import functional as F
 
 from gic.errors import require
 from gic.files import write_bytes
+from gic.images import to_tensor
 from gic.losses import psnr
 from gic.model import Codec
 
 MS_SSIM_MIN_SIDE = 161
 """Smallest side for which MS-SSIM with five scales and 11 x 11 windows is defined, in pixels."""
+
+
+GRID_SIDE = 192
+"""Side of the square windows in the grid picture, in pixels."""
 
 
 class LevelResult(NamedTuple):
@@ -144,21 +150,33 @@ def save_json(path: Path, results: Sequence[LevelResult], means: Sequence[LevelR
     write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
-def grid_picture(x: Tensor, pictures: dict[tuple[float, float], Tensor], side: int = 192) -> Tensor:
-    """Original, then each reconstruction from the coarsest level to the finest, next to each other.
+def grid_picture(x: Tensor, results: Sequence[LevelResult], pictures: dict[tuple[float, float], Tensor]) -> Tensor:
+    """Original, then each reconstruction from the coarsest level to the finest, next to each other and labelled.
 
     Args:
         x: Original (1, 3, H, W).
+        results: Measurements of the reconstructions.
         pictures: Reconstructions by (q, r).
-        side: Side of the square window cut from the middle, in pixels.
 
     Returns:
         Picture (3, h, w) on the CPU, float32 in [0, 1].
     """
     height, width = x.shape[-2:]
-    h, w = min(side, height), min(side, width)
+    h, w = min(GRID_SIDE, height), min(GRID_SIDE, width)
     top, left = (height - h) // 2, (width - w) // 2
-    order = sorted(pictures, key=lambda cell: (-cell[0], cell[1]))
-    tiles = [x, *(pictures[cell] for cell in order)]
-    windows = [F.pad(t[0, :, top : top + h, left : left + w].float().cpu(), (0, 4), value=1.0) for t in tiles]
-    return torch.cat(windows, dim=-1)
+    tiles = {"original": x}
+    for cell in sorted(results, key=lambda result: (-result.q, result.realism)):
+        label = f"q {cell.q:g}, r {cell.realism:g}: {cell.bits_per_pixel:.3f} bpp"
+        tiles[label] = pictures[cell.q, cell.realism]
+    columns = []
+    for label, tile in tiles.items():
+        window = tile[0, :, top : top + h, left : left + w].float().cpu()
+        columns.append(F.pad(torch.cat([_label(label, w), window], dim=1), (0, 4), value=1.0))
+    return torch.cat(columns, dim=-1)
+
+
+def _label(text: str, width: int) -> Tensor:
+    """A line of text, black on white, (3, 16, width)."""
+    strip = Image.new("RGB", (width, 16), "white")
+    ImageDraw.Draw(strip).text((1, 2), text, fill="black")
+    return to_tensor(strip).float() / 255

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -218,7 +218,7 @@ class LitCodec(L.LightningModule):
             )
         self.results += results
         if want_grid:
-            self.grids.append((batch["key"], grid_picture(x, pictures)))
+            self.grids.append((batch["key"], grid_picture(x, results, pictures)))
 
     def _gather(self, items: list[Any]) -> list[Any]:
         """Items of all ranks, in an order that does not depend on how they were shared out."""
@@ -272,7 +272,7 @@ class LitCodec(L.LightningModule):
             rows = [torch.nn.functional.pad(g, (0, widest - g.shape[-1], 0, 4), value=1.0) for _, g in self.grids]
             picture = torch.cat(rows, dim=-2)
             to_image(picture).save(folder / f"{name}.png")
-            self.print(f"written: {folder / f'{name}.png'} (original, then r = {self.realism} at q = {self.levels})")
+            self.print(f"written: {folder / f'{name}.png'}")
             board: Any = getattr(self.logger, "experiment", None)
             if hasattr(board, "add_image"):
                 board.add_image(f"{stage}/grid", picture.clamp(0, 1), step)
@@ -292,6 +292,43 @@ class LitCodec(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Gather, log, print and save what the test measured."""
         self._finish("test")
+
+
+class Checkpoint(ModelCheckpoint):
+    """Checkpoints every so many steps and at the last step of the run; ``last.ckpt`` is always the newest.
+
+    Args:
+        every_n_steps: Optimiser steps between checkpoints.
+        keep: Number of the newest checkpoints kept.
+        dirpath: Folder; by default ``checkpoints`` in the run's folder.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int = 3, dirpath: str | None = None) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="step-{step:06d}",
+            auto_insert_metric_name=False,
+            monitor="step",
+            mode="max",
+            every_n_train_steps=every_n_steps,
+            save_top_k=keep,
+            save_last=True,
+        )
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        """Save when it is due, and at the last step."""
+        super().on_train_batch_end(trainer, *arguments)
+        last = 0 < trainer.max_steps <= trainer.global_step
+        if last and not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say where the newest checkpoint is."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero and self.last_model_path:
+            print(f"checkpoint: {self.last_model_path}")
 
 
 class EMA(EMAWeightAveraging):

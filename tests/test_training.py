@@ -44,8 +44,8 @@ def words(pictures, tmp_path, monkeypatch):
 
 
 CHECKPOINTS = (
-    '[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: ckpt, filename: "{step}", '
-    "every_n_train_steps: 1, save_top_k: -1}}, {class_path: gic.training.EMA, init_args: {decay: 0.5}}]"
+    "[{class_path: gic.training.Checkpoint, init_args: {dirpath: ckpt, every_n_steps: 1, keep: 20}}, "
+    "{class_path: gic.training.EMA, init_args: {decay: 0.5}}]"
 )
 
 
@@ -68,7 +68,9 @@ def test_resumed_training_gives_the_weights_of_the_uninterrupted_run(words, tmp_
     whole = make_cli(words("fit", "--trainer.max_steps", "7", *options))
     # The schedule runs to the same end: max_steps stays, and the run starts again from a checkpoint in mid-epoch.
     for step in (2, 4, 5):
-        resumed = make_cli(words("fit", "--trainer.max_steps", "7", *options, "--ckpt_path", f"ckpt/step={step}.ckpt"))
+        resumed = make_cli(
+            words("fit", "--trainer.max_steps", "7", *options, "--ckpt_path", f"ckpt/step-{step:06d}.ckpt")
+        )
         assert resumed.trainer.global_step == 7
         for name, tensor in weights(whole).items():
             assert torch.equal(tensor, weights(resumed)[name]), f"{name} differs after resuming at step {step}"
@@ -76,7 +78,7 @@ def test_resumed_training_gives_the_weights_of_the_uninterrupted_run(words, tmp_
 
 def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_path):
     make_cli(words("fit", "--trainer.max_steps", "3", "--trainer.callbacks", CHECKPOINTS))
-    path = tmp_path / "ckpt" / "step=3.ckpt"
+    path = tmp_path / "ckpt" / "step-000003.ckpt"
     saved = torch.load(path, weights_only=True)
     codec = load_codec(path)
     live = saved["current_model_state"]
@@ -88,7 +90,7 @@ def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_pat
 
 def test_test_reports_a_checkpoint_and_bits_fall_with_q(words, tmp_path, pictures):
     make_cli(words("fit", "--trainer.max_steps", "30", "--trainer.callbacks", CHECKPOINTS))
-    make_cli(words("test", "--ckpt_path", "ckpt/step=30.ckpt", "--data.test", str(pictures / "val-000000.tar")))
+    make_cli(words("test", "--ckpt_path", "ckpt/step-000030.ckpt", "--data.test", str(pictures / "val-000000.tar")))
     report = json.loads((tmp_path / "results" / "test-000030.json").read_text())
     bits = [row["bits_per_pixel"] for row in report["mean"] if row["realism"] == 0]
     assert bits == sorted(bits, reverse=True)
@@ -118,8 +120,8 @@ STAGES = {
 @pytest.mark.parametrize("config", STAGES)
 def test_each_stage_starts_from_the_one_before_and_changes_only_what_it_trains(config, words, tmp_path):
     make_cli(words("fit", "--trainer.max_steps", "2", "--trainer.callbacks", CHECKPOINTS))
-    start = read_weights("ckpt/step=2.ckpt").state
-    more = ["--model.init_from", "ckpt/step=2.ckpt", "--trainer.max_steps", "3"]
+    start = read_weights("ckpt/step-000002.ckpt").state
+    more = ["--model.init_from", "ckpt/step-000002.ckpt", "--trainer.max_steps", "3"]
     # LPIPS needs weights that are not at hand everywhere; a term of our own stands in for it.
     if config in ("stages/perceptual.yaml", "stages/joint.yaml"):
         more += ["--model.objective.init_args.terms", "{coarse: {class_path: terms.CoarseDistance}}"]
@@ -164,7 +166,7 @@ def test_two_processes_train_alike_and_validate_each_image_once(words, tmp_path)
     report = json.loads((tmp_path / "results" / "val-000003.json").read_text())
     seen = [(row["key"], row["q"], row["realism"]) for row in report["images"]]
     assert len(seen) == len(set(seen)) == 3 * 5 * 2
-    assert torch.load(tmp_path / "ckpt" / "step=3.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / "ckpt" / "step-000003.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():
