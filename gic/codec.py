@@ -25,12 +25,13 @@ from gic.compressor import DOWNSAMPLING, HYPER_DOWNSAMPLING
 from gic.entropy import OFFSETS, SYMBOL_MAX, EntropyCoder, Prior, dither_values, level_code, level_value
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.fileformat import (
+    MAX_METADATA,
     MODEL_ID_BYTES,
     NO_METADATA,
+    TILE_UNIT,
     GicFile,
     Metadata,
     Payload,
-    header_bytes,
     pack,
     size_problem,
     unpack,
@@ -43,6 +44,8 @@ PIECE_PIXELS = 1 << 21
 """Largest padded image that is coded in one piece, in pixels (1920 x 1080 fits)."""
 TILE = 1024
 """Side of a tile of larger images, in pixels."""
+MAX_PIECE_PIXELS, MAX_TILE = 1 << 23, 1 << 11
+"""Largest padded image in one piece and largest side of a tile on request: what a decoder must hold at once."""
 HALO = 64
 """Context that the transforms see around a tile, in pixels."""
 RAMP = 32
@@ -113,8 +116,11 @@ class ImageCodec:
     def __init__(self, model: Codec, device: str | torch.device = "auto") -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.model = model.eval().to(self.device)
+        try:
+            self.device = torch.device(device)
+            self.model = model.eval().to(self.device)
+        except (RuntimeError, AssertionError) as error:  # what torch raises without such a device
+            raise ConfigError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from error
         self.coder = EntropyCoder(model.compressor)
         self.model_id = model_id(model)
         self.finest, self.coarsest = level_code(model.q_min), level_code(model.q_max)
@@ -140,12 +146,12 @@ class ImageCodec:
             image: A path, bytes or open file of any picture Pillow reads, a Pillow image, a tensor (3, H, W), uint8
                 or float in [0, 1], or an array (H, W, 3) uint8.
             q: Quantisation step, within the model's range.
-            bpp: Target, in bits of the file per pixel of the image; the nearest level is taken.
+            bpp: Target, in bits of the file per pixel of the image; the level that comes nearest is taken.
             max_bytes: Largest size of the file, in bytes; never exceeded.
             quality: 0 (smallest) to 100 (finest), linear in log q; 50 if nothing is named.
             quantizer: ``round`` or ``dither``, the model's default if left out.
-            seed: Of the dither.
-            tile: Side of tiles in pixels, a multiple of 64; 0 forces one piece; chosen by size if left out.
+            seed: Of the dither, 0 to 2^32 - 1.
+            tile: Side of tiles in pixels, a multiple of 64 up to 2048; 0 forces one piece; chosen by size if left out.
             keep_metadata: Keep EXIF and the ICC profile in the file.
 
         Returns:
@@ -161,9 +167,16 @@ class ImageCodec:
         if (problem := size_problem(width, height)) is not None:
             raise ImageError(problem)
         tile = _tile_side(width, height) if tile is None else tile
-        if tile < 0 or tile % 64:
-            raise ConfigError(f"the side of tiles must be a multiple of 64, not {tile}")
-        encoding = _Encoding(self, pixels, quantizer or self.model.quantizer, seed, tile, metadata)
+        if tile < 0 or tile % TILE_UNIT:
+            raise ConfigError(f"the side of tiles must be a multiple of {TILE_UNIT}, not {tile}")
+        if (problem := _piece_problem(width, height, tile)) is not None:
+            raise ConfigError(problem)
+        quantizer = quantizer or self.model.quantizer
+        if quantizer not in ("round", "dither"):
+            raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
+        if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
+            raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
+        encoding = _Encoding(self, pixels, quantizer, _check_seed(seed), tile, metadata)
         if target == "q":
             assert q is not None
             return encoding.at(level_code(self.model.check_level(q)))
@@ -273,6 +286,7 @@ class ImageCodec:
             raise ConfigError(f"steps must be at least 1, not {steps}")
         if sampler is not None and sampler not in sde.SAMPLERS:
             raise ConfigError(f"there is no sampler {sampler!r}: choose one of {', '.join(sde.SAMPLERS)}")
+        _check_seed(seed)
 
         def restore(latents: Latent, place: Tile) -> Tensor:
             return sde.reverse(
@@ -302,9 +316,8 @@ class ImageCodec:
             )
         if not self.finest <= file.level <= self.coarsest:
             raise FormatError(f"the header is damaged: level {file.level} lies outside the model's range")
-        side = -(-file.width // 64) * -(-file.height // 64) * 64 * 64
-        if (file.tile == 0 and side > 4 * PIECE_PIXELS) or file.tile > 4 * TILE:
-            raise FormatError(f"the header is damaged: {file.width} x {file.height} pixels in tiles of {file.tile}")
+        if (problem := _piece_problem(file.width, file.height, file.tile)) is not None:
+            raise FormatError(f"the header is damaged: {problem}")
         return file
 
     def decode_symbols(
@@ -392,17 +405,14 @@ class _Encoding:
         )
         return pack(self._file(level, payloads))
 
-    def estimate(self, level: int) -> float:
+    def estimate(self, level: int) -> int:
         """Bytes of the file at a level, from the tables alone."""
-        bits = sum(
-            self.codec.coder.bits_y(self._symbols(i, level), t.prior, level, self.offsets[i])
-            for i, t in enumerate(self.tiles)
-        )
-        return self._fixed() + bits / 8
-
-    def _fixed(self) -> int:
-        empty = tuple(Payload(t.z_data, b"") for t in self.tiles)
-        return header_bytes(self._file(self.codec.coarsest, empty)) + sum(len(p.z) for p in empty)
+        payloads = []
+        for i, tile in enumerate(self.tiles):
+            bits = self.codec.coder.bits_y(self._symbols(i, level), tile.prior, level, self.offsets[i])
+            # The coder's state starts with 2 bytes; where nothing is coded, nothing is written.
+            payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
+        return len(pack(self._file(level, tuple(payloads))))
 
     def _search(self, target_bytes: float) -> int:
         """Finest level whose estimate does not exceed the target, by bisection over log q."""
@@ -421,21 +431,16 @@ class _Encoding:
         if not (math.isfinite(target_bytes) and target_bytes > 0):
             raise ConfigError("bpp must be a positive number")
         level = self._search(target_bytes)
-        best = self.at(level)
-        if len(best) > 1.02 * target_bytes and level == self.codec.coarsest:
-            raise ConfigError(
-                f"{target_bytes:.0f} bytes ({target_bytes * 8 / self.width / self.height:.4f} bpp) cannot be reached: "
-                f"at the coarsest level of this model the image takes {len(best)} bytes"
-            )
-        # Close with the real coder: a neighbouring level may be nearer.
-        for step in (-1, 1):
-            near = level
-            while self.codec.finest <= near + step <= self.codec.coarsest and abs(near - level) < 64:
-                near += step
-                data = self.at(near)
-                if abs(len(data) - target_bytes) >= abs(len(best) - target_bytes):
-                    break
-                best = data
+        # The estimate crosses the target between this level and the one before.
+        files = [self.at(code) for code in (level, level - 1) if code >= self.codec.finest]
+        best = min(files, key=lambda data: abs(len(data) - target_bytes))
+        for end, name in ((self.codec.coarsest, "coarsest"), (self.codec.finest, "finest")):
+            if level == end and abs(len(best) - target_bytes) > 0.02 * target_bytes:
+                raise ConfigError(
+                    f"{target_bytes:.0f} bytes ({target_bytes * 8 / self.width / self.height:.4f} bpp) cannot be "
+                    f"reached: at the {name} level of this model the image takes {len(best)} bytes "
+                    f"({len(best) * 8 / self.width / self.height:.4f} bpp)"
+                )
         return best
 
     def within(self, max_bytes: int) -> bytes:
@@ -520,23 +525,18 @@ class _Decoding:
         """Reconstruction of a tile and its surroundings, (3, h, w) float, and the position of its corner."""
         place = self.places[index]
         latents, top, left = self._window(index)
-        height, width = latents.y_q.shape[-2:]
-        # The reverse network halves the latent's size up to twice.
-        pad = (0, -width % HYPER_DOWNSAMPLING, 0, -height % HYPER_DOWNSAMPLING)
-        y_q, mu, sigma = (F.pad(t, pad, mode="replicate") for t in latents[:3])
-        padded = Latent(y_q, mu, sigma, latents.q)
-        y_hat = self.restore(padded, place)[..., :height, :width]
-        x_hat = self.codec.model.compressor.synthesise(y_hat)[0].clamp(0, 1).cpu()
+        x_hat = self.codec.model.compressor.synthesise(self.restore(latents, place))[0].clamp(0, 1).cpu()
         y0, x0 = place.top - top * DOWNSAMPLING, place.left - left * DOWNSAMPLING
         return x_hat[:, : self.file.height - y0, : self.file.width - x0], y0, x0
 
     def run(self) -> Tensor:
         """All pixels, uint8 (3, H, W)."""
-        out = torch.empty(3, self.file.height, self.file.width, dtype=torch.uint8)
+        # A damaged file fails here, before memory is taken for all the pixels that its header claims.
+        first = self._pixels(0)
         if len(self.places) == 1:
-            out.copy_(torch.round(self._pixels(0)[0] * 255))
             self._report(1)
-            return out
+            return torch.round(first[0] * 255).to(torch.uint8)
+        out = torch.empty(3, self.file.height, self.file.width, dtype=torch.uint8)
         band_height = min(self.file.height, self.file.tile + 2 * HALO)
         band = torch.zeros(3, band_height, self.file.width)
         rows = len(self.places) // self.columns
@@ -544,7 +544,7 @@ class _Decoding:
             start = max(0, row * self.file.tile - HALO)
             for column in range(self.columns):
                 index = row * self.columns + column
-                x_hat, y0, x0 = self._pixels(index)
+                x_hat, y0, x0 = first if index == 0 else self._pixels(index)
                 weight = self._weight(self.places[index], y0, x0, x_hat.shape[-2:])
                 target = band[:, y0 - start : y0 - start + x_hat.shape[-2], x0 : x0 + x_hat.shape[-1]]
                 target += x_hat * weight
@@ -597,14 +597,34 @@ def _one_target(**targets: float | None) -> str | None:
     return named[0] if named else None
 
 
+def _padded_pixels(width: int, height: int) -> int:
+    return -(-width // TILE_UNIT) * -(-height // TILE_UNIT) * TILE_UNIT**2
+
+
 def _tile_side(width: int, height: int) -> int:
-    padded = -(-width // 64) * -(-height // 64) * 64 * 64
-    return 0 if padded <= PIECE_PIXELS else TILE
+    return 0 if _padded_pixels(width, height) <= PIECE_PIXELS else TILE
+
+
+def _piece_problem(width: int, height: int, tile: int) -> str | None:
+    """Why an image cannot be coded with tiles of this side, or None if it can."""
+    if tile > MAX_TILE:
+        return f"tiles of {tile} pixels are larger than {MAX_TILE}"
+    if tile == 0 and _padded_pixels(width, height) > MAX_PIECE_PIXELS:
+        return f"an image of {width} x {height} pixels is too large for one piece: it takes tiles"
+    return None
+
+
+def _check_seed(seed: int) -> int:
+    if not 0 <= seed < 1 << 32:
+        raise ConfigError(f"seed must lie in 0 to 2^32 - 1, not {seed}")
+    return seed
 
 
 def _read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata]:
     """Pixels as uint8 (3, H, W) and what is to travel beside them."""
     if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
         image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:

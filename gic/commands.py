@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gic.errors import ConfigError, DataError, GicError
-from gic.fileformat import SUFFIX, GicFile, checksum_holds, header_bytes, unpack
+from gic.fileformat import SUFFIX, GicFile, unpack
 from gic.files import write_bytes
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def add_decompress_options(parser: ArgumentParser) -> None:
 
 def add_info_options(parser: ArgumentParser) -> None:
     """Options of ``gic info``."""
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=f"{SUFFIX} files, or - for standard input")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help=f"{SUFFIX} files, folders, patterns, or - for standard input"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object for each file")
 
 
@@ -111,10 +113,11 @@ def decompress(args: Namespace) -> int:
     codec = _load(args)
 
     def one(job: Job) -> str:
+        kind = _picture_format(job.target)
         image = codec.decompress(
             _read(job.source), realism=args.realism, steps=args.steps, sampler=args.sampler, seed=args.seed
         )
-        _write(job.target, _encode_picture(image, job.target))
+        _write(job.target, _encode_picture(image, kind))
         return f"{image.width} x {image.height} pixels"
 
     return _run(jobs, one, args.overwrite)
@@ -123,20 +126,27 @@ def decompress(args: Namespace) -> int:
 def info(args: Namespace) -> int:
     """Run ``gic info``; returns the exit code."""
     code = 0
-    for name in args.inputs:
-        data = _read(None if name == STREAM else Path(name))
+    for given in args.inputs:
         try:
-            facts = describe(data)
+            paths: list[Path | None] = [None] if given == STREAM else [*find_gic_files([given])]
         except GicError as error:
-            print(f"gic info: {name}: {error}", file=sys.stderr)
+            print(f"gic info: {error}", file=sys.stderr)
             code = 2
             continue
-        if args.json:
-            print(json.dumps({"file": name, **facts}))
-        else:
-            print(f"{name}")
-            for key, value in facts.items():
-                print(f"  {key.replace('_', ' '):<16}{value}")
+        for path in paths:
+            name = STREAM if path is None else str(path)
+            try:
+                facts = describe(_read(path))
+            except GicError as error:
+                print(f"gic info: {name}: {error}", file=sys.stderr)
+                code = 2
+                continue
+            if args.json:
+                print(json.dumps({"file": name, **facts}))
+            else:
+                print(name)
+                for key, value in facts.items():
+                    print(f"  {key.replace('_', ' '):<16}{value}")
     return code
 
 
@@ -144,9 +154,10 @@ def describe(data: bytes) -> dict[str, Any]:
     """What a file says of itself, as ``gic info`` prints it; sizes in bytes.
 
     Raises:
-        FormatError: If the file is damaged.
+        FormatError: If the file is damaged; a wrong checksum is.
     """
     file = unpack(data)
+    z_bytes, y_bytes = sum(len(p.z) for p in file.payloads), sum(len(p.y) for p in file.payloads)
     return {
         "width": file.width,
         "height": file.height,
@@ -155,14 +166,14 @@ def describe(data: bytes) -> dict[str, Any]:
         "quantizer": file.quantizer,
         "bytes": len(data),
         "bits_per_pixel": round(len(data) * 8 / (file.width * file.height), 4),
-        "header_bytes": header_bytes(file),
-        "z_bytes": sum(len(p.z) for p in file.payloads),
-        "y_bytes": sum(len(p.y) for p in file.payloads),
+        "header_bytes": len(data) - z_bytes - y_bytes,
+        "z_bytes": z_bytes,
+        "y_bytes": y_bytes,
         "tiles": len(file.payloads),
         "tile_side": file.tile,
         "exif_bytes": len(file.metadata.exif),
         "icc_bytes": len(file.metadata.icc),
-        "checksum": "ok" if checksum_holds(data) else "wrong",
+        "checksum": "ok",
     }
 
 
@@ -173,7 +184,7 @@ def find_gic_files(paths: Sequence[str | Path]) -> list[Path]:
     """Files named, and ``.gic`` files in folders named, sorted, each once.
 
     Raises:
-        DataError: If a path does not exist or a folder holds none.
+        DataError: If a path does not exist, a folder holds none, or a pattern matches none.
     """
     found: list[Path] = []
     for given in paths:
@@ -181,15 +192,18 @@ def find_gic_files(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(path.rglob("*" + SUFFIX))
             if not inside:
-                raise DataError(f"no {SUFFIX} files in the folder {path}")
+                raise DataError(f"there is no {SUFFIX} file in the folder {path}")
             found += inside
         elif path.is_file():
             found.append(path)
-        else:
-            matches = sorted(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else []
+        elif any(c in str(path) for c in "*?["):
+            base = Path(path.anchor)
+            matches = sorted(p for p in base.glob(str(path.relative_to(base))) if p.is_file())
             if not matches:
-                raise DataError(f"no such file or folder: {path}")
-            found += [p for p in matches if p.is_file()]
+                raise DataError(f"no file matches the pattern {path}")
+            found += matches
+        else:
+            raise DataError(f"there is no file or folder {path}")
     return list(dict.fromkeys(found))
 
 
@@ -211,9 +225,13 @@ def plan_jobs(
     if STREAM in inputs:
         if len(inputs) > 1:
             raise ConfigError("standard input (-) must be the only input")
-        return [Job(None, None if output in (None, STREAM) else Path(str(output)))]
+        if output is None or output == STREAM:
+            return [Job(None, None)]
+        if output.endswith("/") or Path(output).is_dir():
+            raise ConfigError(f"{output} is a folder: what comes from standard input needs the name of a file")
+        return [Job(None, Path(output))]
     sources = find(inputs)
-    single = len(sources) == 1 and len(inputs) == 1 and not Path(inputs[0]).is_dir()
+    single = len(inputs) == 1 and Path(inputs[0]).is_file()
     if output == STREAM:
         if not single:
             raise ConfigError("standard output (-) takes exactly one input")
@@ -228,10 +246,14 @@ def plan_jobs(
         targets.append(folder / source.name)
     stems = Counter(target.with_suffix(suffix) for target in targets)
     # Two sources that differ in their suffix alone keep it: a.png and a.jpg give a.png.gic and a.jpg.gic.
-    return [
-        Job(source, t.with_suffix(suffix) if stems[t.with_suffix(suffix)] == 1 else t.with_name(t.name + suffix))
-        for source, t in zip(sources, targets, strict=True)
-    ]
+    jobs: dict[Path, Path] = {}
+    for source, target in zip(sources, targets, strict=True):
+        name = target.with_suffix(suffix)
+        name = name if stems[name] == 1 else target.with_name(target.name + suffix)
+        if name in jobs:
+            raise ConfigError(f"{jobs[name]} and {source} would both be written to {name}: give them apart")
+        jobs[name] = source
+    return [Job(source, target) for target, source in jobs.items()]
 
 
 def _run(jobs: Sequence[Job], one: Callable[[Job], str], overwrite: bool) -> int:
@@ -280,16 +302,20 @@ def _write(path: Path | None, data: bytes) -> None:
         write_bytes(path, data)
 
 
-def _encode_picture(image: Any, target: Path | None) -> bytes:
-    """The picture in the format of the target's suffix, PNG for standard output."""
-    import io
-
+def _picture_format(target: Path | None) -> str:
+    """Pillow's name for the format of the target's suffix, PNG for standard output."""
     from PIL import Image
 
     suffix = ".png" if target is None else target.suffix.lower()
     kind = Image.registered_extensions().get(suffix)
     if kind is None or kind not in Image.SAVE:
         raise ConfigError(f"{target}: the suffix {suffix!r} names no picture format that can be written; use .png")
+    return str(kind)
+
+
+def _encode_picture(image: Any, kind: str) -> bytes:
+    import io
+
     buffer = io.BytesIO()
     kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
     image.save(buffer, kind, **kept)

@@ -60,7 +60,8 @@ class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+        # Narrow at first: z is of order one then, and a wide law costs bits until it has been unlearnt.
+        super().__init__(channels, init_scale=2)
         del self.quantiles, self.target
         del self._offset, self._quantized_cdf, self._cdf_length
 

@@ -22,8 +22,8 @@ SUFFIX = ".gic"
 MODEL_ID_BYTES = 6
 MAX_SIDE = 1 << 18
 """Largest width and height, in pixels."""
-MAX_PIXELS = 1 << 30
-"""Largest width times height."""
+MAX_PIXELS = 1 << 28
+"""Largest width times height; the same as ``gic.images.load_rgb``'s."""
 MAX_METADATA = 1 << 24
 """Largest size of the metadata after decompression, in bytes."""
 TILE_UNIT = 64
@@ -109,11 +109,6 @@ def _pack_metadata(metadata: Metadata) -> bytes:
     return zlib.compress(_varint(len(metadata.exif)) + metadata.exif + metadata.icc, 9)
 
 
-def header_bytes(file: GicFile) -> int:
-    """Bytes of a file that are neither z nor y."""
-    return len(pack(file)) - sum(len(p.z) + len(p.y) for p in file.payloads)
-
-
 def pack(file: GicFile) -> bytes:
     """Write the fields as bytes.
 
@@ -170,13 +165,14 @@ def size_problem(width: int, height: int) -> str | None:
 class _Reader:
     """Takes bytes from the front; running out is a :class:`FormatError`."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, what: str = "file") -> None:
         self.data = data
+        self.what = what
         self.at = 0
 
     def take(self, count: int) -> bytes:
         if count > len(self.data) - self.at:
-            raise FormatError("the file is truncated: it ends before the data that its header announces")
+            raise FormatError(f"the {self.what} is truncated: it ends before the data that its header announces")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -245,27 +241,21 @@ def _checked_body(data: bytes) -> bytes:
     return body
 
 
-def checksum_holds(data: bytes) -> bool:
-    """Whether a file begins as it should and its checksum is right."""
-    try:
-        _checked_body(data)
-    except FormatError:
-        return False
-    return True
-
-
 def _read_metadata(reader: _Reader) -> Metadata:
     packed = reader.take(reader.varint())
     inflate = zlib.decompressobj()
     try:
-        raw = inflate.decompress(packed, MAX_METADATA + 10)
+        raw = inflate.decompress(packed, MAX_METADATA + 10)  # with the varint
     except zlib.error as error:
         raise FormatError(f"the metadata is damaged: {error}") from error
     if not inflate.eof or inflate.unused_data:
         raise FormatError("the metadata is damaged or too large")
-    inner = _Reader(raw)
+    inner = _Reader(raw, "metadata")
     exif = inner.take(inner.varint())
-    return Metadata(exif, raw[inner.at :])
+    icc = raw[inner.at :]
+    if len(exif) + len(icc) > MAX_METADATA:
+        raise FormatError("the metadata is too large")
+    return Metadata(exif, icc)
 
 
 def _read_payloads(reader: _Reader, tiles: int) -> tuple[Payload, ...]:

@@ -55,13 +55,12 @@ class GicImageFile(ImageFile.ImageFile):
             self.info["icc_profile"] = file.metadata.icc
         if file.metadata.exif:
             self.info["exif"] = file.metadata.exif
-        self._decoded = False
 
     def load(self) -> Any:
         """Decode the pixels, once."""
-        if not self._decoded:
+        if self._data:
             self.im = _current().decompress(self._data).im
-            self._decoded = True
+            self._data = b""
         return Image.Image.load(self)
 
 

@@ -19,10 +19,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from gic import data
-from gic.data import EvalImages, ImageData, TrainLoader, TrainStream, expand_shards
+from gic import tarshards
+from gic.data import ImageData, TrainLoader
 from gic.errors import ConfigError, DataError
-from gic.plan import Part
+from gic.plan import Part, shard_plan
+from gic.stream import EvalImages, TrainStream
+from gic.tarshards import expand_shards
 
 CROP = 16
 
@@ -117,11 +119,11 @@ def test_the_two_stretches_of_a_shard_make_one_whole(tmp_path: Path, place: floa
     long_name = "folder/" + 120 * "x"  # needs an extended header of its own
     members = [(f"{long_name}{i}.{suffix}", encoded(picture(i))) for i in range(7) for suffix in ("png", "b.png")]
     shard = write_tar(tmp_path / "a.tar", [("__meta__", b"skip me"), ("README", b""), *members])
-    everything = Counter(raw.key for raw in data._read_shard(shard))
+    everything = Counter(raw.key for raw in tarshards.read_shard(shard))
     assert len(everything) == 7
     read: Counter[str] = Counter()
     for part, (start, stop) in itertools.product(range(parts), [(place, 1.0), (0.0, place)]):
-        for raw in data._read_shard(shard, Part(0, part, parts, start, stop, 0)):
+        for raw in tarshards.read_shard(shard, Part(0, part, parts, start, stop, 0)):
             assert not raw.problem or "no sample" in raw.name  # the stretch before the first sample
             read.update([] if raw.problem else [raw.key])
     assert read == everything
@@ -133,8 +135,8 @@ def test_commands_and_compressed_shards_are_read_whole(shards: list[str], tmp_pa
     packed = tmp_path / "a.tar.gz"
     packed.write_bytes(gzip.compress(Path(shards[0]).read_bytes()))
     for shard in (str(packed), f"pipe:cat {shards[0]}"):
-        head = [raw.key for raw in data._read_shard(shard, Part(0, 0, 1, 0.0, 0.4, 0))]
-        tail = [raw.key for raw in data._read_shard(shard, Part(0, 0, 1, 0.4, 1.0, 0))]
+        head = [raw.key for raw in tarshards.read_shard(shard, Part(0, 0, 1, 0.0, 0.4, 0))]
+        tail = [raw.key for raw in tarshards.read_shard(shard, Part(0, 0, 1, 0.4, 1.0, 0))]
         assert (head, tail) == ([], [f"s0-{index:03}" for index in range(5)])
 
 
@@ -144,8 +146,8 @@ def test_s3_shards_go_through_the_aws_command(shards: list[str], tmp_path: Path,
     command.write_text(f'#!/bin/sh\n[ "$4" = "s3://bucket/a b.tar" ] && exec cat {shards[1]}\nexit 1\n')
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(command.parent), prepend=":")
-    assert len(list(data._read_shard("s3://bucket/a b.tar"))) == 3
-    (failed,) = data._read_shard("s3://bucket/b.tar")
+    assert len(list(tarshards.read_shard("s3://bucket/a b.tar"))) == 3
+    (failed,) = tarshards.read_shard("s3://bucket/b.tar")
     assert failed.problem == "unreadable_shard"
 
 
@@ -184,9 +186,9 @@ def test_one_pass_holds_every_sample_once_over_ranks_and_workers(shards: list[st
 def share(shards: Sequence[str], slot: int, slots: int) -> int:
     """How many samples a slot has in its first pass, by the plan."""
     plan = itertools.takewhile(
-        lambda part: part.lap == 0, data.shard_plan(len(shards), seed=0, epoch=0, slot=slot, slots=slots)
+        lambda part: part.lap == 0, shard_plan(len(shards), seed=0, epoch=0, slot=slot, slots=slots)
     )
-    return sum(not raw.problem for part in plan for raw in data._read_shard(shards[part.shard], part))
+    return sum(not raw.problem for part in plan for raw in tarshards.read_shard(shards[part.shard], part))
 
 
 def every_key(counts: Sequence[int]) -> list[str]:
@@ -316,7 +318,7 @@ def test_a_truncated_shard_gives_its_whole_samples_and_is_counted(shards: list[s
         middle = next(member for member in tar if member.name == "s0-003.png").offset_data + 100
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole[:middle])
-    raws = list(data._read_shard(str(cut)))
+    raws = list(tarshards.read_shard(str(cut)))
     assert [raw.key for raw in raws if not raw.problem] == ["s0-000", "s0-001", "s0-002"]
     assert [raw.problem for raw in raws if raw.problem] == ["no_image", "damaged_shard"]
     batches = list(stream([str(cut)], max_bad_fraction=0.5, batches_per_epoch=3))
