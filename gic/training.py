@@ -104,13 +104,20 @@ class LitCodec(L.LightningModule):
         self.failures: list[str] = []
         self.grids: list[tuple[str, Tensor]] = []
         self.skipped: dict[str, int] = {}
+        self.output_dir = Path()
         self.loaded_step = 0
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy holds, and the running average is one: the parameters, not the trainer, optimiser or metrics."""
+        return {**self.__dict__, "_trainer": None, "make_optimizer": None, "objective": None}
 
     # --- training -----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
+        # Asked for here, by all ranks: Lightning broadcasts it.
+        self.output_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
             from gic.checkpoint import load_codec_state
 
@@ -200,11 +207,6 @@ class LitCodec(L.LightningModule):
         self.loaded_step = int(checkpoint.get("global_step", 0))
 
     # --- evaluation ---------------------------------------------------------------------------------------
-
-    @property
-    def output_dir(self) -> Path:
-        """Folder of this run's pictures and tables."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir)
 
     def _evaluate(self, batch: dict[str, Any]) -> None:
         if batch["image"] is None:
@@ -316,10 +318,10 @@ class Checkpoint(ModelCheckpoint):
         )
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        """Save when it is due, and at the last step."""
-        super().on_train_batch_end(trainer, *arguments)
-        last = 0 < trainer.max_steps <= trainer.global_step
-        if last and not self._should_skip_saving_checkpoint(trainer):
+        """Save when it is due, and at the last step; Lightning's own rule would wait for a validation at times."""
+        step = trainer.global_step
+        due = step % self._every_n_train_steps == 0 or 0 < trainer.max_steps <= step
+        if due and not self._should_skip_saving_checkpoint(trainer):
             candidates = self._monitor_candidates(trainer)
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)

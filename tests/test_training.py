@@ -162,7 +162,7 @@ def test_two_processes_train_alike_and_validate_each_image_once(words, tmp_path)
     command = [sys.executable, "-m", "gic", *words("fit", *options, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     report = json.loads((tmp_path / "results" / "val-000003.json").read_text())
     seen = [(row["key"], row["q"], row["realism"]) for row in report["images"]]
     assert len(seen) == len(set(seen)) == 3 * 5 * 2

@@ -1,0 +1,107 @@
+"""A small codec whose weights follow from arithmetic alone, and pictures, for the tests of files."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gic.codec import ImageCodec, tiles_of
+from gic.compressor import Compressor
+from gic.fileformat import GicFile
+from gic.model import Codec
+from gic.reverse import ReverseUNet
+
+CONFIG = {
+    "class_path": "gic.model.Codec",
+    "init_args": {
+        "compressor": {
+            "class_path": "gic.compressor.Compressor",
+            "init_args": {
+                "widths": [8, 8, 8, 8],
+                "blocks": [0, 0, 0, 1],
+                "latent_channels": 8,
+                "hyper_channels": 4,
+            },
+        },
+        "reverse": {
+            "class_path": "gic.reverse.ReverseUNet",
+            "init_args": {"latent_channels": 8, "widths": [8], "blocks": [1]},
+        },
+    },
+}
+"""The description of :func:`small_model` that a weights file carries."""
+
+
+def formula(shape: tuple[int, ...], salt: int) -> Tensor:
+    """Numbers in [-1/2, 1/2) by whole-number arithmetic: no random generator, no library version."""
+    index = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt)
+    mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
+    mixed = ((mixed ^ (mixed >> np.uint64(15))) * np.uint64(2246822519)) % np.uint64(2**32)
+    mixed = mixed ^ (mixed >> np.uint64(13))
+    return torch.from_numpy(mixed.astype(np.float64) / 2**32 - 0.5).reshape(shape)
+
+
+def small_model(salt: int = 0) -> Codec:
+    """A codec of a few thousand weights, none of them zero; other weights for another ``salt``."""
+    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=8, hyper_channels=4)
+    codec = Codec(compressor, ReverseUNet(8, widths=(8,), blocks=(1,))).eval()
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(codec.named_parameters()):
+            values = formula(tuple(parameter.shape), 100_000 * (salt + 1) + 5000 * number)
+            if "prior_z.matrices" in name:
+                values = 0.2 * values - 1.45
+            elif "prior_z.biases" not in name:
+                fan_in = math.prod(parameter.shape[1:])
+                values = values * (math.sqrt(12 / fan_in) if parameter.dim() > 1 else 0.2)
+            parameter.copy_(values)
+        # Symbols as busy as those of a trained codec at its levels.
+        compressor.g_a.layers[-1].weight *= 3
+        compressor.h_a[-1].weight *= 1.5
+        compressor.h_s[-1].weight[8:] *= 0.4  # no sigma at its lower end, where y would be far from mu
+        compressor.h_s[-1].bias[8:] += 1
+        compressor.g_s.layers[0].weight *= 0.25
+        codec.reverse.leave.weight *= 0.5
+    return codec
+
+
+@cache
+def small_codec(salt: int = 0) -> ImageCodec:
+    """The codec around :func:`small_model`, on the CPU; made once."""
+    return ImageCodec(small_model(salt), "cpu")
+
+
+Kind = Literal["flat", "smooth", "noise", "edges"]
+KINDS: tuple[Kind, ...] = ("flat", "smooth", "noise", "edges")
+
+
+def picture(width: int, height: int, kind: Kind = "smooth", salt: int = 0) -> Tensor:
+    """A picture, uint8 (3, H, W)."""
+    y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
+    noise = formula((3, height, width), 7 + 1_000_003 * salt) + 0.5
+    phase = torch.tensor([0.0, 1.0, 2.0]).double()[:, None, None] + salt
+    if kind == "flat":
+        values = torch.full((3, height, width), 0.4, dtype=torch.float64)
+    elif kind == "noise":
+        values = noise
+    elif kind == "edges":
+        values = ((torch.floor(x / 13 + salt) + torch.floor(y / 9)) % 2) * 0.8 + 0.1 * noise
+    else:
+        values = 0.5 + 0.3 * torch.sin(x / 17 + phase) * torch.cos(y / 23 - phase) + 0.15 * noise
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def array(pixels: Tensor) -> NDArray[np.uint8]:
+    """Pixels as an array (H, W, 3)."""
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+
+def all_symbols(codec: ImageCodec, file: GicFile) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """z and y of each tile."""
+    places = tiles_of(file.width, file.height, file.tile)
+    return [codec.decode_symbols(file, i, place)[::2] for i, place in enumerate(places)]
