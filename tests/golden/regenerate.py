@@ -1,0 +1,70 @@
+"""Remake the golden files: ``python tests/golden/regenerate.py``.
+
+Only for a new version of the file format: until then a decoder must read these files as they are. Writes a few small
+``.gic`` files, made with weights that follow from arithmetic alone (``tests/small.py``), the pictures they decode to
+(mean sampler, realism 0), and ``hashes.json``: SHA-256 of each file and of its decoded symbols, little-endian int32,
+z then y of each tile in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import torch  # noqa: E402
+from PIL import Image, ImageCms  # noqa: E402
+from small import all_symbols, array, picture, small_codec  # noqa: E402
+
+from gic.codec import ImageCodec  # noqa: E402
+
+
+def symbols_hash(codec: ImageCodec, data: bytes) -> str:
+    """Hash of all symbols that a file decodes to."""
+    digest = hashlib.sha256()
+    for z, y in all_symbols(codec, codec.open(data)):
+        digest.update(z.astype("<i4").tobytes() + y.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def decode(codec: ImageCodec, data: bytes) -> Image.Image:
+    """The picture of a file, as close to the original as the codec comes."""
+    return codec.decompress(data, realism=0.0, sampler="mean")
+
+
+def make() -> dict[str, bytes]:
+    """The golden files by name."""
+    codec = small_codec()
+    exif = Image.Exif()
+    exif[0x0110] = "Camera"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo = io.BytesIO()
+    Image.fromarray(array(picture(50, 40, "edges"))).save(photo, "PNG", exif=exif.tobytes(), icc_profile=profile)
+    return {
+        "pixel": codec.compress(picture(1, 1), q=2.0, quantizer="round"),
+        "round": codec.compress(picture(40, 30), q=2.0, quantizer="round"),
+        "dither": codec.compress(picture(100, 70, "edges"), q=3.0, quantizer="dither", seed=123456789),
+        "tiled": codec.compress(picture(150, 130, "noise"), q=1.0, quantizer="dither", seed=1, tile=64),
+        "metadata": codec.compress(photo.getvalue(), q=4.0, quantizer="round", keep_metadata=True),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    codec = small_codec()
+    hashes = {}
+    for name, data in make().items():
+        (HERE / f"{name}.gic").write_bytes(data)
+        decode(codec, data).save(HERE / f"{name}.png", icc_profile=None, exif=b"")
+        hashes[name] = {"file": hashlib.sha256(data).hexdigest(), "symbols": symbols_hash(codec, data)}
+    about = {"model": codec.model_id.hex(), "files": hashes}
+    (HERE / "hashes.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
