@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gic.errors import ConfigError, DataError, GicError
-from gic.fileformat import SUFFIX, GicFile, unpack
+from gic.fileformat import LEVELS_PER_OCTAVE, SUFFIX, GicFile, unpack
 from gic.files import write_bytes
 
 if TYPE_CHECKING:
@@ -323,6 +323,4 @@ def _encode_picture(image: Any, kind: str) -> bytes:
 
 
 def _q(file: GicFile) -> float:
-    from gic.entropy import level_value
-
-    return level_value(file.level)
+    return 2.0 ** (file.level / LEVELS_PER_OCTAVE)  # for display; gic.entropy.level_value is exact

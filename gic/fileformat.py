@@ -20,6 +20,8 @@ MAGIC = b"GIC"
 VERSION = 1
 SUFFIX = ".gic"
 MODEL_ID_BYTES = 6
+LEVELS_PER_OCTAVE = 1024
+"""The level is log2 q in units of 1 / LEVELS_PER_OCTAVE; the same as ``gic.entropy``'s."""
 MAX_SIDE = 1 << 18
 """Largest width and height, in pixels."""
 MAX_PIXELS = 1 << 28
@@ -69,7 +71,7 @@ class GicFile:
         model_id: First bytes of the hash of the weights.
         width: Of the original image, in pixels.
         height: Of the original image, in pixels.
-        level: Integer code of q.
+        level: Integer code of q, ``q = 2^(level / LEVELS_PER_OCTAVE)``.
         quantizer: ``round`` or ``dither``.
         seed: Of the dither, 0 to 2^32 - 1; 0 with ``round``.
         tile: Side of a tile in pixels, a multiple of 64; 0 for an image coded in one piece.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -85,8 +86,16 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
     from gic.data import ImageData
     from gic.training import LitCodec
 
+    class Parser(LightningArgumentParser):
+        """Says what is wrong without the pages of usage before it."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            print(f"gic: {message}", file=sys.stderr)
+            print("gic: --print_config shows every setting, --help explains them", file=sys.stderr)
+            sys.exit(2)
+
     class GicCLI(LightningCLI):
-        """LightningCLI for our module and data; checkpoints are loaded without unpickling code."""
+        """LightningCLI for our module and data."""
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"seed_everything": 0})
@@ -95,6 +104,7 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
         LitCodec,
         ImageData,
         auto_configure_optimizers=False,
+        parser_class=Parser,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "gic"},
         args=expand_configs(argv if run else argv[1:]),

@@ -47,10 +47,11 @@ def formula(shape: tuple[int, ...], salt: int) -> Tensor:
     return torch.from_numpy(mixed.astype(np.float64) / 2**32 - 0.5).reshape(shape)
 
 
-def small_model(salt: int = 0) -> Codec:
+def small_model(salt: int = 0, latent_channels: int = 8, hyper_channels: int = 4) -> Codec:
     """A codec of a few thousand weights, none of them zero; other weights for another ``salt``."""
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=8, hyper_channels=4)
-    codec = Codec(compressor, ReverseUNet(8, widths=(8,), blocks=(1,))).eval()
+    m, n = latent_channels, hyper_channels
+    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=m, hyper_channels=n)
+    codec = Codec(compressor, ReverseUNet(m, widths=(8,), blocks=(1,))).eval()
     with torch.no_grad():
         for number, (name, parameter) in enumerate(codec.named_parameters()):
             values = formula(tuple(parameter.shape), 100_000 * (salt + 1) + 5000 * number)
@@ -63,8 +64,8 @@ def small_model(salt: int = 0) -> Codec:
         # Symbols as busy as those of a trained codec at its levels.
         compressor.g_a.layers[-1].weight *= 3
         compressor.h_a[-1].weight *= 1.5
-        compressor.h_s[-1].weight[8:] *= 0.4  # no sigma at its lower end, where y would be far from mu
-        compressor.h_s[-1].bias[8:] += 1
+        compressor.h_s[-1].weight[m:] *= 0.4  # no sigma at its lower end, where y would be far from mu
+        compressor.h_s[-1].bias[m:] += 1
         compressor.g_s.layers[0].weight *= 0.25
         codec.reverse.leave.weight *= 0.5
     return codec

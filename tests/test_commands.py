@@ -1,0 +1,381 @@
+"""``gic compress``, ``decompress`` and ``info`` on files, folders, patterns and streams; what they say when it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import CONFIG, array, picture, small_model
+
+import gic
+from gic.checkpoint import save_weights
+from gic.cli import run
+from gic.entropy import level_value
+from gic.errors import ConfigError
+from gic.fileformat import unpack
+from gic.files import replacing, write_bytes
+
+Gic = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the small codec."""
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_weights(path, small_model().state_dict(), CONFIG)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Path) -> Path:
+    """The current folder, with pictures in it; the weights are named by the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIC_CHECKPOINT", str(weights))
+    for name, salt in {"a.png": 1, "set/b.png": 2, "set/deep/c.jpg": 3}.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array(picture(40, 30, salt=salt))).save(name)
+    return tmp_path
+
+
+def files(folder: Path, pattern: str = "*.gic") -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob(pattern)}
+
+
+# --- where results go -----------------------------------------------------------------------------------------
+
+
+def test_a_picture_becomes_a_file_beside_it_and_a_picture_again(folder: Path, capsys) -> None:
+    assert run(["compress", "a.png", "--q", "1"]) == 0
+    assert files(folder) == {"a.gic"}
+    said = capsys.readouterr().err
+    assert "a.png -> a.gic" in said and f"{Path('a.gic').stat().st_size} bytes" in said and "bpp" in said
+    assert run(["decompress", "a.gic", "-o", "decoded.png"]) == 0
+    assert Image.open("decoded.png").size == (40, 30)
+    expected = gic.load().decompress(Path("a.gic").read_bytes())
+    assert np.array_equal(np.asarray(Image.open("decoded.png")), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.png"], {"a.gic"}),
+        (["a.png", "-o", "x.gic"], {"x.gic"}),
+        (["a.png", "-o", "new/x.gic"], {"new/x.gic"}),
+        (["a.png", "-o", "out/"], {"out/a.gic"}),
+        (["a.png", "-o", "set"], {"set/a.gic"}),
+        (["a.png", "set/b.png"], {"a.gic", "set/b.gic"}),
+        (["a.png", "set/b.png", "-o", "out"], {"out/a.gic", "out/b.gic"}),
+        (["set"], {"set/b.gic", "set/deep/c.gic"}),
+        (["set", "-o", "out"], {"out/b.gic", "out/deep/c.gic"}),
+        ([".", "-o", "out"], {"out/a.gic", "out/set/b.gic", "out/set/deep/c.gic"}),
+        (["set/*.png"], {"set/b.gic"}),
+        (["*.png", "-o", "out"], {"out/a.gic"}),
+        (["**/*.png", "-o", "out"], {"out/a.gic", "out/b.gic"}),
+        (["a.png", "a.png", "./a.png"], {"a.gic"}),
+    ],
+)
+def test_results_lie_where_the_names_say(words: list[str], expected: set[str], folder: Path) -> None:
+    assert run(["compress", *words]) == 0
+    assert files(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.gic"], {"a.png"}),
+        (["a.gic", "-o", "x.ppm"], {"x.ppm"}),
+        (["set", "-o", "out"], {"out/b.png", "out/deep/c.png"}),
+        (["set/*.gic", "-o", "out"], {"out/b.png"}),
+        (["**/*.gic"], {"a.png", "set/b.png", "set/deep/c.png"}),
+    ],
+)
+def test_pictures_lie_where_the_names_say(words: list[str], expected: set[str], folder: Path) -> None:
+    assert run(["compress", "."]) == 0
+    originals = [*files(folder, "*.png"), *files(folder, "*.jpg")]
+    for name in originals:
+        Path(name).unlink()
+    assert run(["decompress", *words, "--sampler", "mean"]) == 0
+    assert files(folder, "*.p*") == expected
+
+
+def test_sources_that_differ_in_their_suffix_keep_it(folder: Path) -> None:
+    Image.open("a.png").save("a.jpg")
+    assert run(["compress", "a.png", "a.jpg"]) == 0
+    assert files(folder) == {"a.png.gic", "a.jpg.gic"}
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+def test_two_sources_for_one_result_are_refused(option: list[str], folder: Path, capsys) -> None:
+    Image.open("a.png").save("set/a.png")
+    assert run(["compress", "a.png", "set/a.png", "-o", "out", *option]) == 2
+    said = capsys.readouterr().err
+    assert "a.png and set/a.png would both be written to out/a" in said
+    assert not files(folder)
+
+
+def test_existing_files_are_kept_unless_told_otherwise(folder: Path, capsys) -> None:
+    Path("a.gic").write_bytes(b"precious")
+    assert run(["compress", "a.png"]) == 2
+    assert "a.gic exists and is kept: give --overwrite" in capsys.readouterr().err
+    assert Path("a.gic").read_bytes() == b"precious"
+    assert run(["compress", "a.png", "--overwrite"]) == 0
+    assert unpack(Path("a.gic").read_bytes()).width == 40
+    assert run(["decompress", "a.gic"]) == 2
+    assert "a.png exists" in capsys.readouterr().err
+
+
+def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
+    Path("set/bad.png").write_bytes(b"no picture")
+    assert run(["compress", "set", "-o", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "set/bad.png" in said and "not an image" in said and "1 of 3 files failed" in said
+    assert files(folder) == {"out/b.gic", "out/deep/c.gic"}
+    data = Path("out/b.gic").read_bytes()
+    Path("out/b.gic").write_bytes(data[:-9])
+    assert run(["decompress", "out", "-o", "back"]) == 2
+    said = capsys.readouterr().err
+    assert "out/b.gic" in said and "checksum" in said
+    assert files(folder / "back", "*.png") == {"deep/c.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compress", "nowhere.png"], "nowhere.png"),
+        (["compress", "*.tif"], "*.tif"),
+        (["compress", "empty"], "empty"),
+        (["decompress", "empty"], "no .gic file in the folder empty"),
+        (["decompress", "nowhere.gic"], "no file or folder nowhere.gic"),
+        (["decompress", "no*.gic"], "no*.gic"),
+        (["info", "nowhere.gic"], "no file or folder nowhere.gic"),
+        (["compress", "-", "a.png"], "only input"),
+        (["compress", "-", "-o", "set"], "set is a folder"),
+        (["compress", "a.png", "set/b.png", "-o", "-"], "exactly one input"),
+        (["compress", "set", "-o", "-"], "exactly one input"),
+        (["compress", "a.png", "--q", "100"], "q = 100"),
+        (["compress", "a.png", "--bpp", "900"], "cannot be reached"),
+        (["compress", "a.png", "--max-bytes", "3"], "does not fit in 3 bytes"),
+        (["compress", "a.png", "--quality", "101"], "quality"),
+        (["compress", "a.png", "--seed", "-1"], "seed"),
+        (["compress", "a.png", "--device", "nonsense"], "device nonsense"),
+        (["compress", "a.png", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+        (["compress", "a.png", "--checkpoint", "a.png"], "a.png cannot be read as a checkpoint"),
+        (["decompress", "a.png"], "no .gic file: it does not begin with GIC"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words: list[str], said: str, folder: Path, capsys) -> None:
+    Path("empty").mkdir()
+    if words[0] == "decompress" and words[1] == "a.png":
+        words = [*words, "-o", "b.png"]
+    assert run(words) == 2
+    text = capsys.readouterr().err
+    assert said in text
+    assert len(text.strip().splitlines()) == 1 and "Traceback" not in text
+    assert not files(folder)
+
+
+def test_a_suffix_that_cannot_be_written_is_told_before_decoding(folder: Path, capsys) -> None:
+    run(["compress", "a.png"])
+    capsys.readouterr()
+    assert run(["decompress", "a.gic", "-o", "b.xyz"]) == 2
+    assert "b.xyz: the suffix '.xyz' names no picture format" in capsys.readouterr().err
+    assert not Path("b.xyz").exists()
+
+
+# --- options --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", [("--q", "--bpp"), ("--bpp", "--max-bytes"), ("--max-bytes", "--quality")])
+def test_targets_exclude_each_other(pair: tuple[str, str], folder: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(["compress", "a.png", pair[0], "1", pair[1], "1"])
+    assert caught.value.code == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_targets_and_options_reach_the_codec(folder: Path) -> None:
+    Image.fromarray(array(picture(300, 200, "noise"))).save("n.png")
+    run(["compress", "n.png", "-o", "q.gic", "--q", "2"])
+    run(["compress", "n.png", "-o", "bpp.gic", "--bpp", "0.3"])
+    run(["compress", "n.png", "-o", "max.gic", "--max-bytes", "2000", "--quantizer", "dither", "--seed", "7"])
+    run(["compress", "n.png", "-o", "best.gic", "--quality", "100"])
+    found = {name: Path(f"{name}.gic").read_bytes() for name in ("q", "bpp", "max", "best")}
+    assert unpack(found["q"]).level == 1024 and unpack(found["best"]).level == -1024
+    assert abs(len(found["bpp"]) * 8 / 60_000 / 0.3 - 1) < 0.02
+    assert 1940 <= len(found["max"]) <= 2000
+    assert (unpack(found["max"]).quantizer, unpack(found["max"]).seed) == ("dither", 7)
+    run(["decompress", "q.gic", "-o", "least.png", "--realism", "0"])
+    run(["decompress", "q.gic", "-o", "mean.png", "--sampler", "mean", "--steps", "3"])
+    run(["decompress", "q.gic", "-o", "most.png", "--realism", "1"])
+    assert Path("least.png").read_bytes() == Path("mean.png").read_bytes() != Path("most.png").read_bytes()
+
+
+def test_metadata_is_kept_only_on_request(folder: Path, capsys) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "Camera"
+    Image.open("a.png").save("e.png", exif=exif.tobytes())
+    run(["compress", "e.png", "-o", "without.gic"])
+    run(["compress", "e.png", "-o", "with.gic", "--keep-metadata"])
+    run(["decompress", "with.gic", "-o", "with.jpg"])
+    assert Image.open("with.jpg").getexif()[0x0110] == "Camera"
+    capsys.readouterr()
+    run(["info", "--json", "without.gic", "with.gic"])
+    without, with_ = map(json.loads, capsys.readouterr().out.splitlines())
+    assert without["exif_bytes"] == 0 < with_["exif_bytes"]
+    assert with_["bytes"] - without["bytes"] == with_["header_bytes"] - without["header_bytes"] > 10
+
+
+def test_checkpoints_of_both_kinds_make_the_same_codec(folder: Path, weights: Path) -> None:
+    state = {f"codec.{name}": value.half().float() for name, value in small_model().state_dict().items()}
+    checkpoint = {"hyper_parameters": {"codec": CONFIG}, "state_dict": state, "global_step": 3}
+    torch.save(checkpoint, "last.ckpt")
+    assert run(["compress", "a.png", "-o", "1.gic", "--checkpoint", str(weights)]) == 0
+    assert run(["compress", "a.png", "-o", "2.gic", "--checkpoint", "last.ckpt"]) == 0
+    assert Path("1.gic").read_bytes() == Path("2.gic").read_bytes()
+    assert run(["decompress", "1.gic", "-o", "1.png", "--checkpoint", "last.ckpt"]) == 0
+
+
+def test_without_weights_it_says_how_to_get_some(folder: Path, monkeypatch, capsys) -> None:
+    from gic import loading
+
+    monkeypatch.delenv("GIC_CHECKPOINT")
+    monkeypatch.setattr(loading, "PACKAGED", folder / "nowhere")
+    assert run(["compress", "a.png"]) == 2
+    said = capsys.readouterr().err
+    assert "no weights of its own" in said and "--checkpoint" in said and "gic fit" in said
+
+
+def test_the_wrong_model_is_named_with_the_right_one(folder: Path, capsys) -> None:
+    save_weights("other.safetensors", small_model(1).state_dict(), CONFIG)
+    run(["compress", "a.png"])
+    capsys.readouterr()
+    assert run(["decompress", "a.gic", "-o", "b.png", "--checkpoint", "other.safetensors"]) == 2
+    said = capsys.readouterr().err
+    assert gic.load().model_id.hex() in said and gic.load("other.safetensors").model_id.hex() in said
+
+
+def test_info_tells_what_is_in_a_file(folder: Path, capsys) -> None:
+    run(["compress", ".", "--q", "2"])
+    capsys.readouterr()
+    assert run(["info", "a.gic"]) == 0
+    text = capsys.readouterr().out
+    data = Path("a.gic").read_bytes()
+    for fact in ("a.gic", "40", "30", "2.0", "round", str(len(data)), gic.load().model_id.hex()):
+        assert fact in text
+    assert run(["info", "--json", "."]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["file"] for line in lines] == sorted(files(folder))
+    first = lines[0]
+    assert first["bytes"] == len(data) == first["header_bytes"] + first["z_bytes"] + first["y_bytes"]
+    assert first["bits_per_pixel"] == round(len(data) * 8 / 1200, 4)
+
+
+def test_info_goes_on_after_a_damaged_file(folder: Path, capsys) -> None:
+    run(["compress", "a.png"])
+    Path("bad.gic").write_bytes(Path("a.gic").read_bytes()[:-1])
+    capsys.readouterr()
+    assert run(["info", "nowhere.gic", "bad.gic", "a.gic", "--json"]) == 2
+    said = capsys.readouterr()
+    assert "nowhere.gic" in said.err and "bad.gic" in said.err and json.loads(said.out)["file"] == "a.gic"
+
+
+def test_info_is_quick_since_it_needs_neither_weights_nor_torch(folder: Path) -> None:
+    run(["compress", "a.png"])
+    code = "import sys; from gic.cli import run; code = run(['info', 'a.gic']); sys.exit(code or 'torch' in sys.modules)"
+    environment = {**os.environ, "GIC_CHECKPOINT": "nowhere", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
+    for quality in (0, 33, 100):
+        run(["compress", "a.png", "-o", "x.gic", "--overwrite", "--quality", str(quality)])
+        capsys.readouterr()
+        run(["info", "x.gic", "--json"])
+        q = level_value(unpack(Path("x.gic").read_bytes()).level)
+        assert json.loads(capsys.readouterr().out)["q"] == round(q, 4)
+
+
+# --- as a process ---------------------------------------------------------------------------------------------
+
+
+def process(*words: str, input: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
+    return subprocess.run([sys.executable, "-m", "gic", *words], input=input, capture_output=True, env=environment)
+
+
+def test_streams_carry_files_through_a_pipe(folder: Path) -> None:
+    done = process("compress", "-", "-o", "-", "--q", "1", input=Path("a.png").read_bytes())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == gic.load().compress("a.png", q=1.0)
+    back = process("decompress", "-", "--sampler", "mean", input=done.stdout)
+    assert back.returncode == 0, back.stderr
+    image = Image.open(io.BytesIO(back.stdout))
+    assert (image.format, image.size) == ("PNG", (40, 30))
+    told = process("info", "-", "--json", input=done.stdout)
+    assert json.loads(told.stdout)["bytes"] == len(done.stdout)
+
+
+def test_a_process_that_fails_says_one_line_and_exits_with_2(folder: Path) -> None:
+    done = process("info", "-", input=b"GIC\x01 but damaged, and long enough to be one")
+    assert done.returncode == 2 and done.stdout == b""
+    assert b"checksum" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+# --- whole or not at all --------------------------------------------------------------------------------------
+
+
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gic"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RuntimeError), replacing(tmp_path / "b.gic") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert not (tmp_path / "b.gic").exists()
+
+
+def test_a_failing_encoder_leaves_nothing(folder: Path, monkeypatch, capsys) -> None:
+    from gic.codec import ImageCodec
+
+    monkeypatch.setattr(ImageCodec, "compress", lambda *a, **k: (_ for _ in ()).throw(ConfigError("not today")))
+    before = set(folder.rglob("*"))
+    assert run(["compress", "a.png", "-o", "out.gic"]) == 2
+    assert "not today" in capsys.readouterr().err
+    assert set(folder.rglob("*")) == before
+
+
+KILLED = """
+import os, signal, sys
+from gic.files import replacing
+with replacing(sys.argv[1]) as temporary:
+    with temporary.open("wb") as file:
+        file.write(b"half")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.gic"
+    path.write_bytes(b"old")
+    environment = {**os.environ, "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.rglob("*.gic")) == [path]  # nor does a search for files find what is left of the new one
