@@ -14,7 +14,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
@@ -333,16 +333,27 @@ class Checkpoint(ModelCheckpoint):
             print(f"checkpoint: {self.last_model_path}")
 
 
-class EMA(EMAWeightAveraging):
+class EMA(WeightAveraging):
     """Exponential moving average of the weights: validated, and saved as the checkpoint's ``state_dict``.
 
+    After n steps the share of the old average that is kept is ``min(decay, (1 + n) / (10 + n))``, so that the average
+    of a short run is not that of its first, random weights.
+
     Args:
-        decay: Share of the old average kept at each optimiser step, in [0, 1); the average's memory is about
-            ``1 / (1 - decay)`` steps.
+        decay: Share kept in the long run, in [0, 1); the average's memory is about ``1 / (1 - decay)`` steps.
+
+    Raises:
+        ConfigError: If ``decay`` lies outside its range.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        super().__init__(decay=decay)
+        if not 0 <= decay < 1:
+            raise ConfigError(f"the decay of the average must lie in [0, 1), not {decay}")
+
+        def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+            return torch.lerp(new, old, min(decay, (1 + int(count)) / (10 + int(count))))
+
+        super().__init__(avg_fn=average)
 
 
 class ProgressBar(RichProgressBar):

@@ -15,7 +15,7 @@ from gic.checkpoint import load_codec, read_weights
 from gic.errors import ConfigError, DataError
 from gic.lightning_cli import make_cli
 from gic.synthetic import ensure_synthetic_shards
-from gic.training import NonFiniteLossError, WarmupCosine
+from gic.training import EMA, NonFiniteLossError, WarmupCosine
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
@@ -167,6 +167,20 @@ def test_two_processes_train_alike_and_validate_each_image_once(words, tmp_path)
     seen = [(row["key"], row["q"], row["realism"]) for row in report["images"]]
     assert len(seen) == len(set(seen)) == 3 * 5 * 2
     assert torch.load(tmp_path / "ckpt" / "step-000003.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_the_average_of_a_short_run_has_forgotten_the_first_weights():
+    from torch.optim.swa_utils import AveragedModel
+
+    callback = EMA(decay=0.9999)
+    live = torch.nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(live, **callback._kwargs)
+    torch.nn.init.zeros_(live.weight)
+    averaged.update_parameters(live)
+    for step in range(300):
+        torch.nn.init.constant_(live.weight, 1.0 + step / 300)
+        averaged.update_parameters(live)
+    assert 1.8 < averaged.module.weight.item() < 2.0
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():
