@@ -323,4 +323,4 @@ def _encode_picture(image: Any, kind: str) -> bytes:
 
 
 def _q(file: GicFile) -> float:
-    return 2.0 ** (file.level / LEVELS_PER_OCTAVE)  # for display; gic.entropy.level_value is exact
+    return float(2.0 ** (file.level / LEVELS_PER_OCTAVE))  # for display; gic.entropy.level_value is exact

@@ -22,7 +22,7 @@ SUFFIX = ".gic"
 MODEL_ID_BYTES = 6
 LEVELS_PER_OCTAVE = 1024
 """The level is log2 q in units of 1 / LEVELS_PER_OCTAVE; the same as ``gic.entropy``'s."""
-MAX_SIDE = 1 << 18
+MAX_SIDE = 1 << 16
 """Largest width and height, in pixels."""
 MAX_PIXELS = 1 << 28
 """Largest width times height; the same as ``gic.images.load_rgb``'s."""

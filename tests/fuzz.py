@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from small import picture
@@ -46,9 +47,7 @@ def originals(codec: ImageCodec) -> list[bytes]:
         codec.compress(picture(70, 66, "noise"), q=4.0, tile=64),
         codec.compress(picture(1, 1), q=1.0),
     ]
-    with_metadata = unpack(files[0])
-    files.append(pack(with_metadata.__class__(**{**vars(with_metadata), "metadata": Metadata(b"exif" * 9, b"icc" * 9)})))
-    return files
+    return [*files, pack(replace(unpack(files[0]), metadata=Metadata(b"exif" * 9, b"icc" * 9)))]
 
 
 def crafted(codec: ImageCodec, rng: np.random.Generator, payload: bytes) -> bytes:
@@ -61,7 +60,8 @@ def crafted(codec: ImageCodec, rng: np.random.Generator, payload: bytes) -> byte
 
     flags = int(rng.integers(0, 8)) if rng.random() < 0.9 else int(rng.integers(0, 256))
     model = codec.model_id if rng.random() < 0.97 else rng.bytes(6)
-    level = int(rng.integers(codec.finest, codec.coarsest + 1)) if rng.random() < 0.8 else int(rng.integers(-32768, 32768))
+    low, high = (codec.finest, codec.coarsest + 1) if rng.random() < 0.8 else (-(2**15), 2**15)
+    level = int(rng.integers(low, high))
     out = b"GIC\1" + bytes([flags]) + model + number(40) + number(30) + struct.pack("<h", level)
     if flags & 1:
         out += rng.bytes(4)

@@ -1,4 +1,4 @@
-"""``gic compress``, ``decompress`` and ``info`` on files, folders, patterns and streams; what they say when it fails."""
+"""``gic compress``, ``decompress`` and ``info`` on files, folders, patterns and streams; what they say of mistakes."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_info_goes_on_after_a_damaged_file(folder: Path, capsys) -> None:
 
 def test_info_is_quick_since_it_needs_neither_weights_nor_torch(folder: Path) -> None:
     run(["compress", "a.png"])
-    code = "import sys; from gic.cli import run; code = run(['info', 'a.gic']); sys.exit(code or 'torch' in sys.modules)"
+    code = "import sys; from gic.cli import run; sys.exit(run(['info', 'a.gic']) or 'torch' in sys.modules)"
     environment = {**os.environ, "GIC_CHECKPOINT": "nowhere", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from independent import decode
 from PIL import Image
-from small import small_codec
+from small import all_symbols, picture, small_codec
 
 GOLDEN = Path(__file__).parent / "golden"
 HASHES = json.loads((GOLDEN / "hashes.json").read_text())
@@ -33,6 +34,23 @@ def test_a_file_made_once_decodes_to_the_same_symbols(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HASHES["files"])
+def test_a_decoder_written_from_the_documentation_finds_the_same_symbols(name: str) -> None:
+    data = (GOLDEN / f"{name}.gic").read_bytes()
+    ours = [(z.ravel().tolist(), y.ravel().tolist()) for z, y in all_symbols(small_codec(), small_codec().open(data))]
+    assert decode(data, small_codec().model.state_dict()) == ours
+
+
+@pytest.mark.parametrize("settings", [{"q": 0.5}, {"q": 8.0}, {"q": 8.0, "quantizer": "dither"}])
+def test_it_does_so_for_escapes_and_elements_that_are_not_coded(settings) -> None:
+    """Pictures beyond what the prior expects."""
+    pixels = picture(200, 64, "edges")
+    pixels[:, :, 90:] = 255 * (pixels[:, :, 90:] > 128)
+    data = small_codec().compress(pixels, **settings)
+    ours = [(z.ravel().tolist(), y.ravel().tolist()) for z, y in all_symbols(small_codec(), small_codec().open(data))]
+    assert decode(data, small_codec().model.state_dict()) == ours
+
+
+@pytest.mark.parametrize("name", HASHES["files"])
 def test_a_file_made_once_decodes_to_the_same_picture(name: str) -> None:
     decoded = regenerate.decode(small_codec(), (GOLDEN / f"{name}.gic").read_bytes())
     with Image.open(GOLDEN / f"{name}.png") as image:
@@ -51,3 +69,13 @@ def test_the_golden_files_are_small_and_complete() -> None:
     assert sum(path.stat().st_size for path in files) < 60_000
     names = {path.stem for path in files if path.suffix == ".gic"}
     assert names == set(HASHES["files"]) == set(regenerate.make())
+
+
+def test_the_example_in_the_documentation_is_a_golden_file(repository: Path) -> None:
+    page = (repository / "docs" / "format.md").read_text()
+    dump = page.split("```")[1]
+    data = bytes.fromhex("".join(line.partition(":")[2] for line in dump.strip().splitlines()))
+    assert data == (GOLDEN / "round.gic").read_bytes()
+    ((z, y),) = all_symbols(small_codec(), small_codec().open(data))
+    assert " ".join(map(str, z.ravel())) in page and " ".join(map(str, y.ravel()[:10])) in page
+    assert small_codec().coder.tables_hash[:16] in page

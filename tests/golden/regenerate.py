@@ -48,8 +48,8 @@ def make() -> dict[str, bytes]:
     return {
         "pixel": codec.compress(picture(1, 1), q=2.0, quantizer="round"),
         "round": codec.compress(picture(40, 30), q=2.0, quantizer="round"),
-        "dither": codec.compress(picture(100, 70, "edges"), q=3.0, quantizer="dither", seed=123456789),
-        "tiled": codec.compress(picture(150, 130, "noise"), q=1.0, quantizer="dither", seed=1, tile=64),
+        "dither": codec.compress(picture(70, 50, "edges"), q=3.0, quantizer="dither", seed=123456789),
+        "tiled": codec.compress(picture(80, 70, "noise"), q=1.0, quantizer="dither", seed=1, tile=64),
         "metadata": codec.compress(photo.getvalue(), q=4.0, quantizer="round", keep_metadata=True),
     }
 

@@ -1,0 +1,229 @@
+"""A second decoder of symbols, written from docs/format.md in plain Python: it shares no code with gic."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+
+from torch import Tensor
+
+Grid = list[list[list[int]]]
+
+
+class Coder:
+    """Section 3."""
+
+    def __init__(self, code: bytes) -> None:
+        head = len(code) if len(code) <= 5 else 5 if len(code) % 2 else 4
+        self.state = int.from_bytes(code[:head], "big") if code else 2**16
+        self.words = [int.from_bytes(code[i : i + 2], "big") for i in range(head, len(code), 2)]
+
+    def take(self, start: int, count: int) -> None:
+        self.state = count * (self.state // 2**16) + self.state % 2**16 - start
+        if self.state < 2**24 and self.words:
+            self.state = self.state * 2**16 + self.words.pop(0)
+
+    def event(self, starts: list[int]) -> int:
+        slot = self.state % 2**16
+        index = max(i for i, start in enumerate(starts) if start <= slot)
+        self.take(starts[index], [*starts, 2**16][index + 1] - starts[index])
+        return index
+
+    def number(self, bits: int) -> int:
+        value = self.state % 2**16 >> (16 - bits)
+        self.take(value << (16 - bits), 1 << (16 - bits))
+        return value
+
+    def symbols(self, tables: list[tuple[int, int, list[int]]]) -> list[int]:
+        events = [self.event(starts) for _, _, starts in tables]
+        symbols = []
+        for event, (low, size, _) in zip(events, tables, strict=True):
+            if event < size:
+                symbols.append(low + event)
+                continue
+            n, below = divmod(self.number(6), 2)
+            distance = 2**n
+            while n > 0:
+                bits = min(n, 16)
+                n -= bits
+                distance += self.number(bits) << n
+            symbols.append(low - distance if below else low + size - 1 + distance)
+        assert self.state == 2**16 and not self.words
+        return symbols
+
+
+def table(low: int, size: int, f: Callable[[int], float]) -> tuple[int, int, list[int]]:
+    starts, highest = [], 0
+    for i in range(size + 1):
+        highest = max(highest, math.floor((f(low + i) - f(low)) * (2**16 - size - 1) + 0.5))
+        starts.append(i + highest)
+    return low, size, starts
+
+
+def tables_of_z(weights: Mapping[str, Tensor]) -> list[tuple[int, int, list[int]]]:
+    """Section 4."""
+    prior = {n.split("prior_z.")[1]: p.double().tolist() for n, p in weights.items() if "prior_z." in n}
+    layers = sum(name.startswith("matrices") for name in prior)
+
+    def logit(channel: int, v: float) -> float:
+        values = [v]
+        for layer in range(layers):
+            matrix, biases, out = prior[f"matrices.{layer}"][channel], prior[f"biases.{layer}"][channel], []
+            for row, (bias,) in zip(matrix, biases, strict=True):
+                out.append(bias + sum(math.log1p(math.exp(m)) * x for m, x in zip(row, values, strict=True)))
+            if layer < layers - 1:
+                factors = [row[0] for row in prior[f"factors.{layer}"][channel]]
+                out = [x + math.tanh(a) * math.tanh(x) for x, a in zip(out, factors, strict=True)]
+            values = out
+        return values[0]
+
+    found = []
+    for c in range(len(prior["matrices.0"])):
+        numbers = range(-2048, 2049)
+        low = max(-2048, bisect_right(numbers, -11, key=partial(lambda c, k: logit(c, k - 0.5), c)) - 2049)
+        high = min(2048, bisect_left(numbers, 11, key=partial(lambda c, k: logit(c, k + 0.5), c)) - 2048)
+
+        def f(k: int, c: int = c) -> float:
+            return 1 / (1 + math.exp(-logit(c, k - 0.5)))
+
+        found.append(table(low, max(high, low) - low + 1, f))
+    return found
+
+
+def prior(weights: Mapping[str, Tensor], z: Grid, m: int) -> Grid:
+    """Section 5: mu in units of 2^-11, then L."""
+
+    def convolve(x: Grid, name: str, bits: int, limit: int, gains: list[float], out_limit: int) -> Grid:
+        kernel, bias = weights[f"{name}.weight"].double().tolist(), weights[f"{name}.bias"].double().tolist()
+        height, width = len(x[0]), len(x[0][0])
+        result = []
+        for o, gain in enumerate(gains):
+            w = [kernel[o][i][r][c] * gain for i in range(len(x)) for r in range(3) for c in range(3)]
+            largest = max(map(abs, w))
+            e = min(20 - (math.frexp(largest)[1] if largest else 0), 40 - bits)
+            while True:
+                whole = [math.floor(math.ldexp(value, e) + 0.5) for value in w]
+                s = e + bits
+                b = math.floor(math.ldexp(bias[o] * gain, s) + 0.5) + (2 ** (s - 1) if s > 0 else 0)
+                if limit * sum(map(abs, whole)) + abs(b) < 2**53:
+                    break
+                e -= 1
+            rows = []
+            for r in range(height):
+                row = []
+                for c in range(width):
+                    total, n = b, 0
+                    for i in range(len(x)):
+                        for dr in (-1, 0, 1):
+                            for dc in (-1, 0, 1):
+                                if 0 <= r + dr < height and 0 <= c + dc < width:
+                                    total += whole[n] * x[i][r + dr][c + dc]
+                                n += 1
+                    total = total >> s if s >= 0 else total << -s
+                    row.append(min(max(total, -out_limit), out_limit))
+                rows.append(row)
+            result.append(rows)
+        return result
+
+    def shuffle(x: Grid) -> Grid:
+        """Pixel shuffle by 2 and ReLU."""
+        return [
+            [
+                [max(0, x[4 * c + 2 * (r % 2) + k % 2][r // 2][k // 2]) for k in range(2 * len(x[0][0]))]
+                for r in range(2 * len(x[0]))
+            ]
+            for c in range(len(x) // 4)
+        ]
+
+    n = len(z)
+    x = [[[min(max(value, -(2**15)), 2**15) for value in row] for row in rows] for rows in z]
+    x = shuffle(convolve(x, "compressor.h_s.0.0", 0, 2**15, [2.0**12] * 4 * n, 2**26))
+    x = shuffle(convolve(x, "compressor.h_s.2.0", 12, 2**26, [2.0**12] * 4 * n, 2**26))
+    gains = [2.0**11] * m + [1024 * float.fromhex("0x1.71547652b82fep+0")] * m
+    return convolve(x, "compressor.h_s.4", 12, 2**26, gains, 2**24)
+
+
+def philox(seed: int, tile: int, count: int) -> list[int]:
+    """Section 6: ``count`` bytes of Philox4x64-10 (Salmon et al. 2011)."""
+    out = b""
+    mask = 2**64 - 1
+    for n in range(1, count // 32 + 2):
+        x, k = [n, 0, 0, tile], [seed, 0]
+        for turn in range(10):
+            if turn:
+                k = [(k[0] + 0x9E3779B97F4A7C15) & mask, (k[1] + 0xBB67AE8584CAA73B) & mask]
+            a, b = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
+            x = [(b >> 64) ^ x[1] ^ k[0], b & mask, (a >> 64) ^ x[3] ^ k[1], a & mask]
+        out += b"".join(word.to_bytes(8, "little") for word in x)
+    return list(out[:count])
+
+
+@cache
+def table_of_y(j: int, u: float, dither: bool) -> tuple[int, int, list[int]]:
+    scale = 2 ** ((64 * j - 3264) / 1024)
+    radius = max(1, math.floor(4.3 * scale + (1 if dither else 0.5)))
+    return table(-radius, 2 * radius + 1, lambda k: math.erfc(-(k - 0.5 + u) / scale / math.sqrt(2)) / 2)
+
+
+def decode(data: bytes, weights: Mapping[str, Tensor]) -> list[tuple[list[int], list[int]]]:
+    """Symbols of z and y of each tile, in the order of the shape."""
+    assert data[:4] == b"GIC\1" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    n, m = weights["compressor.h_s.0.0.weight"].shape[1], weights["compressor.h_s.4.weight"].shape[0] // 2
+    flags, at = data[4], 11
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            value |= (data[at] & 0x7F) << shift
+            shift += 7
+            at += 1
+            if data[at - 1] < 0x80:
+                return value
+
+    def number(size: int, signed: bool = False) -> int:
+        nonlocal at
+        at += size
+        return int.from_bytes(data[at - size : at], "little", signed=signed)
+
+    width, height = varint(), varint()
+    level = number(2, signed=True)
+    seed = number(4) if flags & 1 else 0
+    tile = 64 * varint() if flags & 2 else 2**18
+    if flags & 4:
+        size = varint()
+        at += size
+    boxes = [
+        (min(tile, width - x), min(tile, height - y)) for y in range(0, height, tile) for x in range(0, width, tile)
+    ]
+    sizes = [varint() for _ in range(2 * len(boxes) - 1)]
+    sizes.append(len(data) - 4 - at - sum(sizes))
+    parts = []
+    for size in sizes:
+        parts.append(data[at : at + size])
+        at += size
+
+    found = []
+    per_channel = tables_of_z(weights)
+    for index, (w, h) in enumerate(boxes):
+        w, h = -(-w // 64), -(-h // 64)
+        z = Coder(parts[2 * index]).symbols([per_channel[c] for c in range(n) for _ in range(h * w)])
+        grid = [[z[(c * h + r) * w : (c * h + r + 1) * w] for r in range(h)] for c in range(n)]
+        log_sigma = [value for rows in prior(weights, grid, m)[m:] for row in rows for value in row]
+        log_sigma = [min(max(value, -4426), 8192) for value in log_sigma]
+        offsets = [byte % 16 for byte in philox(seed, index, len(log_sigma))]
+        coded, tables = [], []
+        for i, value in enumerate(log_sigma):
+            if value >= level - (3261 if flags & 1 else 4288):
+                j = min(max((value - level + 3296) // 64, 0), 179)
+                u = (offsets[i] + 0.5) / 16 - 0.5 if flags & 1 else 0.0
+                coded.append(i)
+                tables.append(table_of_y(j, u, bool(flags & 1)))
+        y = [0] * len(log_sigma)
+        for i, symbol in zip(coded, Coder(parts[2 * index + 1]).symbols(tables), strict=True):
+            y[i] = symbol
+        found.append((z, y))
+    return found
