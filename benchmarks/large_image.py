@@ -3,7 +3,7 @@
     python benchmarks/large_image.py [--weights model.safetensors] [--width 8000 --height 6000] [--output large.json]
 
 The picture is a tiling of drawn ones. Each of compressing and decompressing runs in a process of its own, whose peak
-memory is what the kernel says. The seam is measured on a part of 2048 x 1024 pixels, coded in two tiles and in one piece
+memory is what the kernel says. The seam is measured on 2048 x 1024 pixels, coded in two tiles and in one piece
 at the same level: the mean difference of the two reconstructions within 32 pixels of the border against elsewhere.
 Without weights, the codec is the preset `small` with random ones.
 """
