@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import gic.shards
+from gic.cli import run
 from gic.errors import ConfigError, DataError
-from gic.shards import left_out, shards, write_shards
+from gic.shards import left_out, write_shards
 
 
 def photo(number: int, height: int = 24, width: int = 32) -> Image.Image:
@@ -228,7 +229,7 @@ def test_keys_of_files_from_several_folders(folder: Path, tmp_path: Path) -> Non
 
 
 def test_command_prints_what_was_done(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shards([str(folder)], str(tmp_path / "out"), prefix="val", workers=1)
+    assert run(["shards", str(folder), "-o", str(tmp_path / "out"), "--prefix", "val", "--workers", "1"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "out" / "val-000000.tar").is_file()
     for text in ("7 │ written", "3 │ of these copied", "1 │ CMYK converted", "2 │ left out", "broken.png"):
