@@ -162,6 +162,28 @@ class ImageCodec:
             ImageError: If the image cannot be read.
         """
         target = _one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        encoding = self.encoding(image, quantizer=quantizer, seed=seed, tile=tile, keep_metadata=keep_metadata)
+        if target == "q":
+            assert q is not None
+            return encoding.at(level_code(self.model.check_level(q)))
+        if target == "bpp":
+            assert bpp is not None
+            return encoding.nearest(bpp * encoding.width * encoding.height / 8)
+        if target == "max_bytes":
+            assert max_bytes is not None
+            return encoding.within(max_bytes)
+        return encoding.at(self.quality_code(DEFAULT_QUALITY if quality is None else quality))
+
+    def encoding(
+        self,
+        image: ImageLike,
+        *,
+        quantizer: Literal["round", "dither"] | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        keep_metadata: bool = False,
+    ) -> Encoding:
+        """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
         pixels, metadata = _read_pixels(image, keep_metadata)
         height, width = pixels.shape[-2:]
         if (problem := size_problem(width, height)) is not None:
@@ -176,17 +198,7 @@ class ImageCodec:
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
             raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
-        encoding = _Encoding(self, pixels, quantizer, _check_seed(seed), tile, metadata)
-        if target == "q":
-            assert q is not None
-            return encoding.at(level_code(self.model.check_level(q)))
-        if target == "bpp":
-            assert bpp is not None
-            return encoding.nearest(bpp * width * height / 8)
-        if target == "max_bytes":
-            assert max_bytes is not None
-            return encoding.within(max_bytes)
-        return encoding.at(self.quality_code(DEFAULT_QUALITY if quality is None else quality))
+        return Encoding(self, pixels, quantizer, _check_seed(seed), tile, metadata)
 
     def quality_code(self, quality: float) -> int:
         """Level code of a quality from 0 (``q_max``) to 100 (``q_min``).
@@ -353,8 +365,11 @@ class Latent(NamedTuple):
     q: Tensor
 
 
-class _Encoding:
-    """One image on its way to a file: analysed once, coded at any level."""
+class Encoding:
+    """One image on its way to a file: analysed once, coded at any level.
+
+    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels.
+    """
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from gic import codec as module
 from gic import sde
-from gic.codec import HALO, MAX_TILE, RAMP, ImageCodec, _Encoding, tiles_of
+from gic.codec import HALO, MAX_TILE, RAMP, Encoding, ImageCodec, tiles_of
 from gic.entropy import OFFSETS, dither_values, level_code, level_value
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.fileformat import MAX_METADATA, NO_METADATA, Metadata, Payload, pack, unpack
@@ -164,7 +164,7 @@ def test_the_overhead_stays_below_32_bytes_for_the_largest_sizes(codec) -> None:
 @pytest.mark.parametrize(("quantizer", "tile"), [("round", 0), ("dither", 0), ("round", 64), ("dither", 128)])
 def test_files_are_as_large_as_estimated_at_every_level(quantizer, tile, codec) -> None:
     for kind in KINDS:
-        encoding = _Encoding(codec, picture(300, 200, kind), quantizer, 0, tile, NO_METADATA)
+        encoding = Encoding(codec, picture(300, 200, kind), quantizer, 0, tile, NO_METADATA)
         for level in range(codec.finest, codec.coarsest + 1, 409):
             real, estimate = len(encoding.at(level)), encoding.estimate(level)
             assert abs(real - estimate) <= 0.01 * real + 32
