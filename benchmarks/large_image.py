@@ -1,10 +1,9 @@
-"""A large picture through the codec: peak memory, seconds, and whether the tiles show.
+"""A large picture through the codec: peak memory and seconds.
 
     python benchmarks/large_image.py [--weights model.safetensors] [--width 8000 --height 6000] [--output large.json]
 
 The picture is a tiling of drawn ones. Each of compressing and decompressing runs in a process of its own, whose peak
-memory is what the kernel says. The seam is measured on 2048 x 1024 pixels, coded in two tiles and in one piece
-at the same level: the mean difference of the two reconstructions within 32 pixels of the border against elsewhere.
+memory is what the kernel says.
 Without weights, the codec is the preset `small` with random ones.
 """
 
@@ -71,25 +70,6 @@ def child(step: str, folder: Path, weights: str | None) -> None:
     print(json.dumps({**report, "gib_before": round(before / 2**20, 3)}))
 
 
-def seam(codec: ImageCodec) -> dict[str, float]:
-    """Difference of two tiles from one piece, near the border and elsewhere, in 8-bit steps."""
-    pixels = picture(2048, 1024)
-    tiled = codec.decompress_tensor(codec.compress(pixels, q=Q_STEP, tile=1024), realism=0.0).float()
-    whole = codec.decompress_tensor(codec.compress(pixels, q=Q_STEP, tile=0), realism=0.0).float()
-    difference = (tiled - whole).abs()
-    near = difference[:, :, 992:1056]
-    far = torch.cat([difference[:, :, :960], difference[:, :, 1088:]], dim=2)
-
-    def step(x: torch.Tensor) -> float:
-        return float((x[:, :, 1024] - x[:, :, 1023]).abs().mean())
-
-    return {
-        "mean_difference_near_border": round(float(near.mean()), 4),
-        "mean_difference_elsewhere": round(float(far.mean()), 4),
-        "step_across_border_tiled_to_whole": round(step(tiled) / step(whole), 4),
-    }
-
-
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,8 +98,6 @@ def main() -> None:
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             report[step] = json.loads(done.stdout.splitlines()[-1])
             print(step, report[step], flush=True)
-    report["seam"] = seam(load(args.weights))
-    print("seam", report["seam"])
     if args.output:
         Path(args.output).write_text(json.dumps(report, indent=1) + "\n")
 
