@@ -1,13 +1,16 @@
 """Perceptual terms of the loss: LPIPS and no-reference quality (DESIGN 6).
 
-The metrics' networks come from lpips and pyiqa, which are imported when a term is made. Their weights are what those
-libraries download, or local files.
+The metrics' networks come from lpips and pyiqa, which are imported when a term is made; their weights from where
+:mod:`gic.metric_weights` finds them. They judge in single precision, also where the codec trains in half.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +18,21 @@ from torch.nn import functional as F
 
 from gic.errors import ConfigError, require
 from gic.losses import PerceptualTerm
+from gic.metric_weights import check_pyiqa_name, find, library_weights, named_files
 
 LPIPSNetwork = Literal["alex", "vgg", "squeeze"]
+NO_REFERENCE_CROPS: Mapping[str, int | None] = {
+    "maniqa": 225,  # judges windows of 224; pyiqa enlarges images that are not larger than that
+    "musiq": None,  # a pyramid of the whole image
+    "niqe": None,  # these gather statistics over blocks of the whole image
+    "ilniqe": None,
+    "brisque": None,
+    "piqe": None,
+}
+"""Side of the crop that a metric expects, in pixels; None is the whole image. Others get 224."""
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def lpips_network(net: LPIPSNetwork = "alex", backbone: str | None = None) -> nn.Module:
@@ -24,8 +40,8 @@ def lpips_network(net: LPIPSNetwork = "alex", backbone: str | None = None) -> nn
 
     Args:
         net: Backbone.
-        backbone: File with torchvision's ``features.*`` of the backbone (a state dict); if left out, torchvision
-            downloads it.
+        backbone: File with torchvision's ``features.*`` of the backbone (a state dict, which may hold more); if left
+            out, it is looked for, then downloaded.
 
     Returns:
         Network that maps two images (B, 3, H, W) in [-1, 1] to (B, 1, 1, 1).
@@ -34,24 +50,73 @@ def lpips_network(net: LPIPSNetwork = "alex", backbone: str | None = None) -> nn
         ConfigError: If the file is missing or does not hold that backbone, or the download fails.
         MissingExtraError: If lpips is not installed.
     """
+    return build_lpips(net, named_files({} if backbone is None else {f"lpips_{net}": backbone}))[0]
+
+
+def build_lpips(
+    net: LPIPSNetwork, named: Mapping[str, Path] | None = None, download: bool = True
+) -> tuple[nn.Module, list[Path]]:
+    """LPIPS and the files that its weights came from; see :func:`lpips_network`."""
+    key = f"lpips_{net}"
     lpips = require("lpips")
-    if backbone is None:
-        try:
-            network = lpips.LPIPS(net=net, verbose=False)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(
-                f"the backbone of LPIPS ({net}) could not be downloaded ({error}): name a local file as `backbone`"
-            ) from error
-    else:
-        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-        _load_backbone(network.net, Path(backbone))
-    return _freeze(network)
+    path = find(key, named)
+    with library_weights(key, named, download) as used:
+        network = lpips.LPIPS(net=net, pnet_rand=path is not None, verbose=False)
+        if path is not None:
+            used.append(path)
+            _load_backbone(network.net, path)
+    return _freeze(network), used
+
+
+def build_pyiqa(
+    metric: str, named: Mapping[str, Path] | None = None, download: bool = True, **options: Any
+) -> tuple[Any, list[Path]]:
+    """A metric of pyiqa, frozen, and the files that its weights came from.
+
+    Args:
+        metric: Name in pyiqa.
+        named: Files that the user names, by key.
+        download: Whether missing files may be downloaded.
+        options: Of ``pyiqa.create_metric`` and the metric's network.
+
+    Raises:
+        ConfigError: If there is no such metric or its weights cannot be had.
+        MissingExtraError: If a package is missing.
+    """
+    pyiqa = require("pyiqa")
+    check_pyiqa_name(metric)
+    with library_weights(metric, named, download) as used, _unfilled_backbones():
+        network = pyiqa.create_metric(metric, device="cpu", **options)
+    if any(values.isnan().any() for values in network.state_dict().values()):
+        with library_weights(metric, named, download) as used:
+            network = pyiqa.create_metric(metric, device="cpu", **options)
+    if named and metric in named and named[metric] not in used:
+        raise ConfigError(f"{metric} asks for no file that {named[metric]} could stand for")
+    return _freeze(network), used
+
+
+@contextmanager
+def _unfilled_backbones() -> Iterator[None]:
+    """Networks of timm come without ImageNet weights, all NaN: most metrics fill the whole of them from their own file.
+
+    So a large download is spared; where NaN is left, the metric needs it.
+    """
+    timm = require("timm")
+    create = timm.create_model
+
+    def unfilled(*args: Any, **kwargs: Any) -> nn.Module:
+        model: nn.Module = create(*args, **{**kwargs, "pretrained": False})
+        for values in model.state_dict().values():
+            if values.is_floating_point():
+                values.fill_(torch.nan)
+        return model
+
+    with mock.patch.object(timm, "create_model", unfilled):
+        yield
 
 
 def _load_backbone(network: nn.Module, path: Path) -> None:
     """Fill the slices of lpips' backbone, whose layers keep torchvision's numbers, from ``features.*``."""
-    if not path.is_file():
-        raise ConfigError(f"no file {path}: it should hold the features of LPIPS' backbone")
     state = torch.load(path, map_location="cpu", weights_only=True)
     wanted = {}
     for name in network.state_dict():
@@ -71,6 +136,9 @@ def _freeze(network: Any) -> nn.Module:
     return frozen
 
 
+# --- terms ------------------------------------------------------------------------------------------------------------
+
+
 class LPIPS(PerceptualTerm):
     """Learned perceptual distance to the original.
 
@@ -87,7 +155,8 @@ class LPIPS(PerceptualTerm):
     def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Distance of each image, (B,), 0 for identical images."""
         self.network.to(x.device)
-        distance: Tensor = self.network(2 * x_hat - 1, 2 * x - 1)
+        with torch.autocast(x.device.type, enabled=False):
+            distance: Tensor = self.network(2 * x_hat.float() - 1, 2 * x.float() - 1)
         return distance.flatten(1).mean(1)
 
 
@@ -97,43 +166,61 @@ class NoReference(PerceptualTerm):
     Args:
         metric: Name in pyiqa, for example ``clipiqa``, ``maniqa`` or ``musiq``.
         weight: Factor in the loss, w_nr.
-        weights: Local file of the metric's weights; if left out, pyiqa downloads them.
-        crop: Side of the random crop that is judged, in pixels; None judges the whole image.
+        weights: Local file of the metric's weights, in the form that pyiqa downloads (for ``clipiqa``: CLIP's
+            RN50.pt, TorchScript); if left out, it is looked for, then downloaded.
+        crop: Side of the random crop that is judged, in pixels; None judges the whole image, ``auto`` what the metric
+            expects, see :data:`NO_REFERENCE_CROPS`.
 
     Raises:
         ConfigError: If pyiqa has no such metric, it needs a reference, or its weights cannot be had.
     """
 
     def __init__(
-        self, metric: str = "clipiqa", weight: float = 1.0, weights: str | None = None, crop: int | None = 224
+        self,
+        metric: str = "clipiqa",
+        weight: float = 1.0,
+        weights: str | None = None,
+        crop: int | Literal["auto"] | None = "auto",
     ) -> None:
         super().__init__(weight)
-        pyiqa = require("pyiqa")
-        if metric not in pyiqa.list_models():
-            import difflib
-
-            near = ", ".join(difflib.get_close_matches(metric, pyiqa.list_models(), 3)) or "see pyiqa.list_models()"
-            raise ConfigError(f"pyiqa has no metric {metric!r}; near: {near}")
-        options = {} if weights is None else {"pretrained_model_path": weights}
-        try:
-            self.network = pyiqa.create_metric(metric, as_loss=True, device="cpu", **options)
-        except (OSError, RuntimeError) as error:
-            raise ConfigError(f"the weights of {metric} cannot be had ({error}): name a local file") from error
+        family = metric.split("-")[0]
+        # One window of the crop, where maniqa would judge 20 in the same place.
+        options: dict[str, Any] = {"test_sample": 1} if family == "maniqa" else {}
+        named = named_files({} if weights is None else {metric: weights})
+        self.network, _ = build_pyiqa(metric, named, as_loss=True, **options)
         if self.network.metric_mode != "NR":
             raise ConfigError(f"{metric} needs a reference; a no-reference metric is wanted here")
+        self.metric = metric
         self.sign = 1.0 if self.network.lower_better else -1.0
-        self.crop = crop
-        _freeze(self.network)
+        self.crop = NO_REFERENCE_CROPS.get(family, 224) if crop == "auto" else crop
+        self._checked = False
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Quality of each image with the sign of a loss, (B,)."""
+        """Quality of each image with the sign of a loss, (B,).
+
+        Raises:
+            ConfigError: If the metric passes no gradient to the image, which shows when it is first asked for one.
+        """
         self.network.to(x_hat.device)
         net: nn.Module = self.network.net
-        image = x_hat.clamp(0, 1)
-        if self.crop is not None:
-            image = _random_crop(image, self.crop)
-        score: Tensor = net(image)
+        image = x_hat.float().clamp(0, 1)
+        window = image if self.crop is None else _random_crop(image, self.crop)
+        with torch.autocast(x_hat.device.type, enabled=False):
+            score: Tensor = net(window)
+        if image.requires_grad and not self._checked:
+            self._check_gradient(score, window)
         return self.sign * score.reshape(len(x_hat), -1).mean(1)
+
+    def _check_gradient(self, score: Tensor, window: Tensor) -> None:
+        gradient = None
+        if score.requires_grad:
+            (gradient,) = torch.autograd.grad(score.sum(), window, retain_graph=True, allow_unused=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            raise ConfigError(
+                f"{self.metric} passes no usable gradient to the image: it can measure and cannot be a loss; "
+                "clipiqa, maniqa and musiq can"
+            )
+        self._checked = True
 
 
 def _random_crop(image: Tensor, side: int) -> Tensor:
