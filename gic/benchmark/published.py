@@ -1,0 +1,119 @@
+"""Rate points that others published, from a CSV file, to draw beside what was measured.
+
+Such points were made by other programs, at times on other crops; they are drawn apart and never put into BD-rates.
+
+A file has a line for each point. It must have the columns ``codec`` and ``bpp`` and at least one of :data:`METRICS`;
+``dataset`` (a file without it is of one data set), ``source``, ``file``, ``commit`` and ``protocol`` are optional.
+Empty cells are values that were not published; other columns are not read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from gic.errors import DataError
+
+METRICS: Mapping[str, str] = {
+    "psnr": "psnr",
+    "ms_ssim": "ms_ssim",
+    "ssim": "ssim",
+    "lpips": "lpips_alex",
+    "dists": "dists",
+    "fid": "fid",
+    "kid": "kid",
+    "fid768": "fid768",
+}
+"""Columns that are read, and the metrics of gic that they are drawn with.
+
+LPIPS without a network's name is AlexNet's, as nearly everywhere. PSNR is in dB, MS-SSIM in [0, 1]; FID and KID are of
+Inception's 2048 features, ``fid768`` of its 768. NIQE is left out: its implementations differ by a factor.
+"""
+
+
+class PublishedPoint(TypedDict):
+    """One published point."""
+
+    bits_per_pixel: float
+    metrics: dict[str, float]
+    """Values by the names of gic's metrics."""
+
+
+class PublishedCurve(TypedDict):
+    """What one source published of one codec on one data set."""
+
+    name: str
+    """The codec, with its source where several sources have it."""
+    source: str
+    """Repository, file and commit, or else the CSV file."""
+    note: str
+    """How it was measured, as far as the file says."""
+    points: list[PublishedPoint]
+    """By rising rate."""
+
+
+def read_published(path: Path, dataset: str = "kodak", codecs: Collection[str] | None = None) -> list[PublishedCurve]:
+    """Read the curves of one data set.
+
+    Args:
+        path: CSV file.
+        dataset: Name in the column ``dataset``.
+        codecs: Names in the column ``codec``; all if left out.
+
+    Returns:
+        Curves in the order of the file.
+
+    Raises:
+        DataError: If the file cannot be read, lacks columns or values are no numbers, or has nothing of the data set
+            or of a codec.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    reader = csv.DictReader(io.StringIO(text))
+    columns = reader.fieldnames or []
+    missing = [name for name in ("codec", "bpp") if name not in columns]
+    if not set(METRICS) & set(columns):
+        missing.append("any of " + ", ".join(METRICS))
+    if missing:
+        raise DataError(f"{path} lacks the column {missing[0]}" + "".join(f", and {name}" for name in missing[1:]))
+    rows = [(reader.line_num, row) for row in reader]
+    if "dataset" in columns:
+        datasets = dict.fromkeys(row["dataset"] for _, row in rows)
+        if dataset not in datasets:
+            raise DataError(f"{path} has nothing of the data set {dataset!r}; it has {', '.join(datasets)}")
+        rows = [(line, row) for line, row in rows if row["dataset"] == dataset]
+
+    curves: dict[tuple[str, str], PublishedCurve] = {}
+    for line, row in rows:
+        name = row["codec"]
+        if codecs is not None and name not in codecs:
+            continue
+        cells = {column: row[column] for column in ("bpp", *METRICS) if row.get(column)}
+        try:
+            values = {column: float(cell) for column, cell in cells.items()}
+        except ValueError as error:
+            raise DataError(f"{path}, line {line}: {error}") from error
+        rate = values.pop("bpp", 0.0)
+        metrics = {METRICS[column]: value for column, value in values.items() if math.isfinite(value)}
+        if rate <= 0 or not metrics:  # an upper bound without a rate, an original
+            continue
+        source = " ".join(part for key in ("source", "file", "commit") if (part := row.get(key))) or path.name
+        empty = PublishedCurve(name=name, source=source, note=row.get("protocol") or "", points=[])
+        curve = curves.setdefault((name, source), empty)
+        curve["points"].append({"bits_per_pixel": rate, "metrics": metrics})
+    absent = sorted(set(codecs or ()) - {name for name, _ in curves})
+    if absent:
+        raise DataError(f"{path} has no points of {', '.join(absent)} for the data set {dataset!r}")
+    times = Counter(name for name, _ in curves)
+    for (name, source), curve in curves.items():
+        if times[name] > 1:
+            curve["name"] = f"{name} ({source.split()[0].rsplit('/', 1)[-1]})"
+        curve["points"].sort(key=lambda point: point["bits_per_pixel"])
+    return list(curves.values())
