@@ -1,0 +1,172 @@
+"""``gic test`` from its command line: one command, everything written, errors for the person at the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import CONFIG, array, picture, small_model
+
+from gic.benchmark.results import load_results
+from gic.checkpoint import save_weights
+from gic.cli import run
+
+SETTINGS = """
+codecs:
+  - class_path: gic.benchmark.codecs.Gic
+    init_args:
+      q: [1.0, 2.0, 4.0, 6.0]
+      decodings: [{realism: 0.0}, {realism: 1.0, sampler: euler, steps: 1}]
+baselines:
+  - class_path: gic.benchmark.baselines.Jpeg
+    init_args: {qualities: [10, 30, 60, 90]}
+metrics: [psnr, ms_ssim]
+anchor: jpeg
+report_images: 2
+output: out
+data: pictures
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with weights, pictures and a config."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GIC_CHECKPOINT", raising=False)
+    save_weights("weights.safetensors", small_model().state_dict(), CONFIG)
+    (tmp_path / "pictures").mkdir()
+    for number, (width, height) in enumerate([(96, 64), (80, 112), (65, 70)]):
+        Image.fromarray(array(picture(width, height, "edges", number))).save(f"pictures/p{number}.png")
+    (tmp_path / "test.yaml").write_text(SETTINGS)
+    return tmp_path
+
+
+def command(*words):
+    return run(["test", "--config", "test.yaml", "--ckpt_path", "weights.safetensors", "--accelerator", "cpu", *words])
+
+
+def values(folder):
+    """Sizes and metrics of all points; times are left out."""
+    results = load_results(folder / "results.json")
+    return {
+        (curve.name, point.setting, name): point.mean(name)
+        for curve in results.curves
+        for point in curve.points
+        for name in ("bytes", "bits_per_pixel", *results.metrics)
+    }
+
+
+def test_one_command_leaves_results_curves_and_a_report(place, capsys):
+    assert command() == 0
+    out = place / "out"
+    results = load_results(out / "results.json")
+    assert [curve.name for curve in results.curves] == ["gic r=0", "gic r=1, euler, 1 step", "jpeg"]
+    assert [image["key"] for image in results.images] == ["p0.png", "p1.png", "p2.png"]
+    assert results.about["command"].startswith("gic test --config test.yaml")
+    for curve in results.curves:
+        sizes = [point.mean("bytes") for point in curve.points]
+        assert sizes == sorted(sizes)
+    assert (out / "results.csv").read_text().count("\n") == 1 + 12
+    assert (out / "curves" / "psnr.png").stat().st_size > 1000
+    assert "<svg" in (out / "curves" / "psnr.svg").read_text()
+    assert "p1.png" in (out / "report.html").read_text()
+    assert list((out / "tensorboard").iterdir())
+    rows = json.loads((out / "bd_rates.json").read_text())
+    assert {row["curve"] for row in rows} == {"gic r=0", "gic r=1, euler, 1 step"}
+    printed = capsys.readouterr().out
+    assert "gic r=0" in printed
+    assert "written: out" in printed
+
+
+def test_psnr_is_that_of_the_files_that_the_run_wrote(place):
+    """A plain computation on what the kept files decode to, as anybody would check it."""
+    assert command() == 0
+    results = load_results(place / "out" / "results.json")
+    jpeg = next(curve for curve in results.curves if curve.name == "jpeg")
+    files = list((place / "out" / "cache").rglob("*.jpg"))
+    assert len(files) == 12
+    found = set()
+    for path in files:
+        decoded = np.asarray(Image.open(path).convert("RGB"), float)
+        for about in results.images:
+            original = np.asarray(Image.open(f"pictures/{about['key']}"), float)
+            if original.shape == decoded.shape:
+                found.add((path.stat().st_size, round(10 * np.log10(255**2 / ((decoded - original) ** 2).mean()), 3)))
+    reported = {(m.bytes, round(m.metrics["psnr"], 3)) for point in jpeg.points for m in point.images.values()}
+    assert reported == found
+
+
+def test_two_processes_give_the_means_of_one(place):
+    assert command() == 0
+    words = [sys.executable, "-m", "gic", "test", "--config", "test.yaml", "--ckpt_path", "weights.safetensors"]
+    words += ["--accelerator", "cpu", "--devices", "2", "--output", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    one, two = values(place / "out"), values(place / "two")
+    assert one.keys() == two.keys()
+    for cell, value in one.items():
+        assert two[cell] == (value if value is None else pytest.approx(value, abs=1e-6)), cell
+
+
+def test_a_second_run_measures_nothing_and_says_the_same(place, monkeypatch):
+    assert command() == 0
+    first = (place / "out" / "results.json").read_text()
+    from gic.benchmark import runner
+
+    def never(*arguments):
+        raise AssertionError("nothing should be measured again")
+
+    monkeypatch.setattr(runner, "timed", never)
+    assert command() == 0
+    changed = json.loads((place / "out" / "results.json").read_text())
+    changed["about"]["created"] = json.loads(first)["about"]["created"]
+    assert changed == json.loads(first)
+
+
+def test_what_cannot_be_computed_is_listed(place, monkeypatch, capsys):
+    monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(place / "nowhere"))
+    monkeypatch.setenv("TORCH_HOME", str(place / "empty"))
+    assert command("--metrics", "[psnr, lpips_vgg]") == 0
+    results = load_results(place / "out" / "results.json")
+    assert list(results.metrics) == ["psnr"]
+    assert "lpips_vgg" in results.not_computed
+    assert "lpips_vgg" in capsys.readouterr().err
+    assert "lpips_vgg" in (place / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--metrics", "[psnr, lpips_alx]"), "lpips_alex"),
+        (("--data", "empty"), "empty"),
+        (("--ckpt_path", "missing.ckpt"), "missing.ckpt"),
+        (("--anchor", "webp"), "webp"),
+        (("--published", "missing.csv"), "missing.csv"),
+        (("--speed", "3"), "speed"),
+        (("--codecs.q", "[100]"), "100"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(place, words, said, capsys):
+    (place / "empty").mkdir()
+    try:
+        code = command(*words)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (place / "out" / "results.json").exists()
+
+
+def test_a_broken_image_is_named_and_no_mean_is_written(place, capsys):
+    (place / "pictures" / "broken.png").write_bytes(b"no picture")
+    assert command() == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert not (place / "out" / "results.json").exists()
