@@ -236,7 +236,7 @@ def test_shares_of_several_processes_give_the_same_results(pictures, tmp_path):
         thread.start()
     for thread in threads:
         thread.join(60)
-    shares = [runner.codecs[0].encoded for runner, _ in outcomes.values()]
+    shares = [outcomes[rank][0].codecs[0].encoded for rank in range(2)]
     assert shares == [3 * 2 + 1, 2 * 2 + 1]  # each image once, and one to warm up
     for _, results in outcomes.values():
         assert without_times(results) == without_times(alone)
@@ -266,6 +266,23 @@ def test_a_codec_that_cannot_run_is_named_with_the_reason(pictures, tmp_path):
     _, results = run(pictures, Cache(tmp_path / "cache"), codecs=[Posterise(), Absent()])
     assert results.not_computed == {"absent": "its library is missing"}
     assert {curve.codec for curve in results.curves} == {"posterise"}
+
+
+def test_a_metric_without_patches_is_named_with_the_reason(pictures, tmp_path):
+    class Nothing(Corners):
+        identity = "nothing"
+
+        def __call__(self, image):
+            return np.zeros((0, 3), np.float32)
+
+    metric = Distance()
+    metric.extractor = Nothing()
+    runner = Runner([Posterise()], [Difference()], [metric], Cache(tmp_path / "cache"))
+    mine, failures = runner.run(str(pictures))
+    records = runner.collect(mine, failures)
+    results = runner.results(records, runner.set_values(records, mine), {})
+    assert list(results.metrics) == ["difference"]
+    assert "0 patches" in results.not_computed["distance"]
 
 
 def test_two_codecs_of_one_name_are_refused(tmp_path):

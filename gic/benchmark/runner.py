@@ -280,11 +280,15 @@ class Runner:
                 here = [(order[r.sha256], self.cache.read_array(r.features[identity, curve, setting])) for r in mine]
                 parts = sorted((item for part in self.team.gather(here) for item in part), key=lambda item: item[0])
                 together = np.concatenate([array for _, array in parts])
+                judges = [metric for metric in self.set_metrics if metric.extractor.identity == identity]
                 if not curve:
                     originals[identity] = together
+                    if len(together) < 2:
+                        few = f"the images have {len(together)} patches in all, and it takes two"
+                        self.not_computed.update({metric.info.name: few for metric in judges})
                     continue
-                for metric in self.set_metrics:
-                    if metric.extractor.identity == identity and len(together) > 1:
+                for metric in judges:
+                    if len(together) > 1:
                         value = metric.value(together, originals[identity])
                         if math.isfinite(value):
                             values.setdefault((curve, setting), {})[metric.info.name] = value
@@ -294,7 +298,8 @@ class Runner:
         self, records: Sequence[Record], sets: Mapping[tuple[str, str], Mapping[str, float]], about: Mapping[str, Any]
     ) -> Results:
         """Put together what was measured; the same on every process."""
-        infos = {metric.info.name: metric.info for metric in (*self.image_metrics, *self.set_metrics)}
+        metrics = (*self.image_metrics, *self.set_metrics)
+        infos = {metric.info.name: metric.info for metric in metrics if metric.info.name not in self.not_computed}
         curves = []
         for codec in self.codecs:
             for decoding in codec.decodings:
