@@ -1,4 +1,4 @@
-"""Measuring a codec by ideal code length: bits per pixel, PSNR and MS-SSIM at several levels.
+"""Measuring a codec by ideal code length while it trains: bits per pixel and metrics at several levels.
 
 Bits per pixel are bits over the pixels of the original image, padding not counted (DESIGN 10).
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -18,15 +18,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from gic.errors import require
 from gic.files import write_bytes
 from gic.images import to_tensor
-from gic.losses import psnr
 from gic.model import Codec
 
-MS_SSIM_MIN_SIDE = 161
-"""Smallest side for which MS-SSIM with five scales and 11 x 11 windows is defined, in pixels."""
-
+if TYPE_CHECKING:
+    from gic.benchmark.metrics import ImageMetric
 
 GRID_SIDE = 192
 """Side of the square windows in the grid picture, in pixels."""
@@ -40,46 +37,42 @@ class LevelResult(NamedTuple):
         q: Quantisation step.
         realism: r in [0, 1].
         bits_per_pixel: Ideal code length over the original's pixels.
-        psnr: In dB, RGB, after rounding to 8 bit.
-        ms_ssim: In [0, 1]; None for images too small for it.
+        metrics: Values by name of the metric; None for images that it is not defined for.
     """
 
     key: str
     q: float
     realism: float
     bits_per_pixel: float
-    psnr: float
-    ms_ssim: float | None
-
-
-def ms_ssim(x_hat: Tensor, x: Tensor) -> float | None:
-    """MS-SSIM of one image (1, 3, H, W) in [0, 1] after rounding to 8 bit; None if it is too small."""
-    if min(x.shape[-2:]) < MS_SSIM_MIN_SIDE:
-        return None
-    metric = require("torchmetrics.functional.image").multiscale_structural_similarity_index_measure
-    rounded = torch.round(x_hat.clamp(0, 1) * 255) / 255
-    return float(metric(rounded, x, data_range=1.0))
+    metrics: Mapping[str, float | None]
 
 
 @torch.no_grad()
 def evaluate_image(
-    codec: Codec, x: Tensor, key: str, levels: Sequence[float], realism: Sequence[float], seed: int = 0
+    codec: Codec,
+    x: Tensor,
+    key: str,
+    levels: Sequence[float],
+    realism: Sequence[float],
+    metrics: Sequence[ImageMetric],
+    seed: int = 0,
 ) -> tuple[list[LevelResult], dict[tuple[float, float], Tensor]]:
     """Take one image to each level and back.
 
     Args:
         codec: The model, in evaluation mode.
-        x: Image (1, 3, H, W) in [0, 1], any size.
+        x: Image (3, H, W), uint8, any size, on the codec's device.
         key: Its name.
         levels: Levels q.
         realism: Values of r.
+        metrics: What is measured, after rounding to 8 bit.
         seed: Seed of dither and of stochastic samplers, so that a result does not depend on other images.
 
     Returns:
-        One result for each level and realism, and the reconstructions (1, 3, H, W) in [0, 1] by (q, r).
+        One result for each level and realism, and the reconstructions, like ``x``, by (q, r).
     """
     height, width = x.shape[-2:]
-    latents = codec.compressor.analyse(codec.pad(x))
+    latents = codec.compressor.analyse(codec.pad(x[None].float() / 255))
     results, pictures = [], {}
     for q in levels:
         step = torch.tensor([q], device=x.device)
@@ -88,9 +81,10 @@ def evaluate_image(
         for r in realism:
             noise = torch.Generator(x.device).manual_seed(seed + 1)
             y_hat = codec.restore(latents, y_q, step, realism=r, generator=noise)
-            x_hat = codec.compressor.synthesise(y_hat)[..., :height, :width].clamp(0, 1)
-            pictures[q, r] = x_hat
-            results.append(LevelResult(key, q, r, bits / (height * width), float(psnr(x_hat, x)), ms_ssim(x_hat, x)))
+            x_hat = codec.compressor.synthesise(y_hat)[0, :, :height, :width].clamp(0, 1)
+            pictures[q, r] = x_hat = torch.round(x_hat * 255).to(torch.uint8)
+            values = {metric.info.name: metric(x_hat, x) for metric in metrics}
+            results.append(LevelResult(key, q, r, bits / (height * width), values))
     return results, pictures
 
 
@@ -103,49 +97,61 @@ def mean_by_level(results: Sequence[LevelResult]) -> list[LevelResult]:
     means = []
     for (q, r), group in itertools.groupby(sorted(results, key=lambda x: (cell(x), x.key)), key=cell):
         rows = list(group)
-        defined = [row.ms_ssim for row in rows if row.ms_ssim is not None]
-        means.append(
-            LevelResult(
-                "mean",
-                q,
-                r,
-                sum(row.bits_per_pixel for row in rows) / len(rows),
-                sum(row.psnr for row in rows) / len(rows),
-                sum(defined) / len(defined) if len(defined) == len(rows) else None,
-            )
-        )
+        metrics = {name: _mean([row.metrics[name] for row in rows]) for name in rows[0].metrics}
+        means.append(LevelResult("mean", q, r, sum(row.bits_per_pixel for row in rows) / len(rows), metrics))
     return means
 
 
-def print_table(means: Sequence[LevelResult], title: str) -> None:
-    """Print the means as a table, one row for each level."""
-    realism = sorted({m.realism for m in means})
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Mean; None if a value is missing."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if len(defined) == len(values) else None
+
+
+def print_table(means: Sequence[LevelResult], title: str, before: Sequence[LevelResult] = ()) -> None:
+    """Print the means as a table, one row for each level and realism.
+
+    Args:
+        means: Means.
+        title: Heading.
+        before: Earlier means, printed in front of the others: ``30.12 -> 30.45``.
+    """
+    earlier = {(m.q, m.realism): m for m in before}
+    names = list(means[0].metrics) if means else []
     table = Table(title=title)
-    table.add_column("q", justify="right")
-    table.add_column("bits per pixel", justify="right")
-    for r in realism:
-        table.add_column(f"PSNR dB (r={r:g})", justify="right")
-        table.add_column(f"MS-SSIM (r={r:g})", justify="right")
-    by_cell = {(m.q, m.realism): m for m in means}
-    for q in sorted({m.q for m in means}):
-        row = [f"{q:g}", f"{by_cell[q, realism[0]].bits_per_pixel:.4f}"]
-        for r in realism:
-            m = by_cell[q, r]
-            row += [f"{m.psnr:.2f}", "n/a" if m.ms_ssim is None else f"{m.ms_ssim:.4f}"]
-        table.add_row(*row)
+    for heading in ("q", "r", "bits per pixel", *names):
+        table.add_column(heading, justify="right")
+    for m in sorted(means, key=lambda m: (m.q, m.realism)):
+        old = earlier.get((m.q, m.realism))
+        cells = [_change(None if old is None else old.bits_per_pixel, m.bits_per_pixel)]
+        cells += [_change(None if old is None else old.metrics.get(name), m.metrics[name]) for name in names]
+        table.add_row(f"{m.q:g}", f"{m.realism:g}", *cells)
     Console().print(table)
+
+
+def _change(before: float | None, now: float | None) -> str:
+    def text(value: float) -> str:
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+    if now is None:
+        return "n/a"
+    return text(now) if before is None else f"{text(before)} -> {text(now)}"
 
 
 def save_json(path: Path, results: Sequence[LevelResult], means: Sequence[LevelResult], about: dict[str, Any]) -> None:
     """Write per-image values and means, whole or not at all."""
     from gic import __version__
 
+    def flat(result: LevelResult) -> dict[str, Any]:
+        row = result._asdict()
+        return {**row, **row.pop("metrics")}
+
     data = {
         "gic": __version__,
         "rate": "ideal code length",
         **about,
-        "mean": [m._asdict() for m in means],
-        "images": [r._asdict() for r in results],
+        "mean": [flat(m) for m in means],
+        "images": [flat(r) for r in results],
     }
     write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())
 
@@ -154,9 +160,9 @@ def grid_picture(x: Tensor, results: Sequence[LevelResult], pictures: dict[tuple
     """Original, then each reconstruction from the coarsest level to the finest, next to each other and labelled.
 
     Args:
-        x: Original (1, 3, H, W).
+        x: Original (3, H, W), uint8.
         results: Measurements of the reconstructions.
-        pictures: Reconstructions by (q, r).
+        pictures: Reconstructions by (q, r), like ``x``.
 
     Returns:
         Picture (3, h, w) on the CPU, float32 in [0, 1].
@@ -170,7 +176,7 @@ def grid_picture(x: Tensor, results: Sequence[LevelResult], pictures: dict[tuple
         tiles[label] = pictures[cell.q, cell.realism]
     columns = []
     for label, tile in tiles.items():
-        window = tile[0, :, top : top + h, left : left + w].float().cpu()
+        window = tile[:, top : top + h, left : left + w].float().cpu() / 255
         columns.append(F.pad(torch.cat([_label(label, w), window], dim=1), (0, 4), value=1.0))
     return torch.cat(columns, dim=-1)
 

@@ -157,7 +157,7 @@ class Benchmark:
         require("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.output / "tensorboard")) as board:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(self.output / "tensorboard")) as board:
             for curve in results.curves:
                 for point in curve.points:
                     rate = point.mean("bits_per_pixel")
@@ -165,7 +165,7 @@ class Benchmark:
                         value = point.mean(name)
                         if rate is not None and value is not None:
                             tag = f"test/{name}/{curve.name}"
-                            board.add_scalar(tag, value, round(1000 * rate))  # type: ignore[no-untyped-call]
+                            board.add_scalar(tag, value, round(1000 * rate))
 
 
 class RecordPictures:

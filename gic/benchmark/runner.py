@@ -298,7 +298,7 @@ class Runner:
         self, records: Sequence[Record], sets: Mapping[tuple[str, str], Mapping[str, float]], about: Mapping[str, Any]
     ) -> Results:
         """Put together what was measured; the same on every process."""
-        metrics = (*self.image_metrics, *self.set_metrics)
+        metrics: list[ImageMetric | SetMetric] = [*self.image_metrics, *self.set_metrics]
         infos = {metric.info.name: metric.info for metric in metrics if metric.info.name not in self.not_computed}
         curves = []
         for codec in self.codecs:
