@@ -98,7 +98,7 @@ def build_codec(config: Mapping[str, Any]) -> Codec:
         parsed = parser.parse_object({"codec": dict(config)})
     except Exception as error:
         raise ConfigError(f"the description of the codec does not fit this version of gic: {error}") from error
-    codec = parser.instantiate_classes(parsed).codec
+    codec = parser.instantiate(parsed).codec
     assert isinstance(codec, Codec)
     return codec
 

@@ -1,6 +1,6 @@
 """The command line: looks at the first word and imports only what that command needs.
 
-``fit``, ``validate`` and ``test`` are Lightning's; the other commands start without it.
+``fit`` and ``validate`` are Lightning's, ``test`` is the benchmark; the other commands start without either.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from gic.errors import GicError
 
 TRAINING = {
     "fit": "train a codec: gic fit --config configs/base.yaml",
-    "validate": "measure a checkpoint on the validation images",
-    "test": "measure a checkpoint on the test images",
+    "validate": "measure a checkpoint on the validation images, by ideal code length",
 }
+BENCHMARK = {"test": "measure weights on real files, beside other codecs: gic test --config configs/test/kodak.yaml"}
 # Each has a function of its name, which takes the parsed options and returns the exit code, and one that adds them.
 COMMANDS = {
     "compress": ("gic.commands", "compress pictures to .gic files at any rate"),
@@ -27,13 +27,14 @@ COMMANDS = {
     "info": ("gic.commands", "say what is in a .gic file"),
     "shards": ("gic.shards", "write WebDataset shards from folders of pictures"),
     "export": ("gic.checkpoint", "turn a training checkpoint into a small weights file"),
+    "weights": ("gic.metric_weights", "list or fetch the weights that metrics need"),
 }
 USER_ERROR = 2
 
 
 def usage() -> str:
     """Text of ``gic --help``."""
-    texts = {**{name: text for name, (_, text) in COMMANDS.items()}, **TRAINING}
+    texts = {**{name: text for name, (_, text) in COMMANDS.items()}, **TRAINING, **BENCHMARK}
     lines = "\n".join(f"  {name:<12}{text}" for name, text in texts.items())
     head = f"gic {__version__}: a generative image codec"
     return f"{head}\n\nusage: gic COMMAND ...    (gic COMMAND --help for its options)\n\n{lines}"
@@ -46,7 +47,8 @@ def run(argv: Sequence[str]) -> int:
         argv: Words after ``gic``.
 
     Returns:
-        Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error.
+        Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
+        training run that was stopped by a signal and can go on.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -65,17 +67,21 @@ def run(argv: Sequence[str]) -> int:
 
             make_cli([command, *rest])
             return 0
+        if command in BENCHMARK:
+            from gic.benchmark.command import test
+
+            return test(rest)
     except GicError as error:
         if os.environ.get("GIC_TRACEBACK"):
             raise
         print(f"gic {command}: {error}", file=sys.stderr)
-        return USER_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"gic {command}: interrupted", file=sys.stderr)
         return 130
     import difflib
 
-    near = difflib.get_close_matches(command, [*TRAINING, *COMMANDS], 1)
+    near = difflib.get_close_matches(command, [*TRAINING, *BENCHMARK, *COMMANDS], 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"gic: there is no command {command!r}{hint} (gic --help lists them)", file=sys.stderr)
     return USER_ERROR

@@ -12,6 +12,9 @@ A shard is a tar file whose members are images (and anything else, which is pass
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +22,65 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from gic.errors import DataError
-from gic.stream import EvalImages, EvalItem, StreamFailure, TrainBatch, TrainStream, check_settings
+from gic.remote import Remote
+from gic.stream import (
+    EvalImages,
+    EvalItem,
+    StreamFailure,
+    TrainBatch,
+    TrainStream,
+    check_settings,
+    outlast_signals,
+)
 from gic.synthetic import ensure_synthetic_shards
-from gic.tarshards import expand_shards
+from gic.tarshards import PATIENT, expand_shards
+
+_DEATHS = 3  # of workers without a batch between them, after which a run gives up
+
+
+class WorkerDiedError(DataError):
+    """A worker process was killed, most often for want of memory."""
+
+
+class Workers(DataLoader[Any]):
+    """A DataLoader of whole items whose workers outlast a signal to the run, and whose end is a clear error.
+
+    A scheduler sends its signals to every process. PyTorch's workers would die of them, while the run needs a few more
+    batches to come to a stop in good order.
+    """
+
+    def __init__(self, dataset: IterableDataset[Any], **options: Any) -> None:
+        # The default generator is the model's: its numbers would be used up.
+        options = {"batch_size": None, "generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the items.
+
+        Raises:
+            WorkerDiedError: If a worker was killed.
+        """
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch has the death of a worker raise an error wherever the run happens to be, in the middle of an
+            # optimiser step perhaps; without its handler it is noticed here, within five seconds.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        try:
+            yield from batches
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            text = str(error)
+            # The latter three come of an item that was on its way from the worker when that was killed.
+            died = text.startswith("DataLoader worker (pid") or not isinstance(error, RuntimeError)
+            if self.num_workers == 0 or not died or text.startswith("Caught "):
+                raise
+            raise WorkerDiedError(
+                f"a process that reads images was killed ({text.split(': ')[-1].strip() or type(error).__name__}): if "
+                "the machine runs out of memory, use fewer of them (--data.num_workers) or a smaller shuffle_buffer"
+            ) from error
 
 
 class TrainLoader:
@@ -40,6 +96,8 @@ class TrainLoader:
     had, so that the length stays that of a full epoch while only the rest is to be yielded. In one case the
     epochs shift: of a checkpoint saved after ``max_steps`` had ended a fit within an epoch, Lightning holds
     that epoch for done and begins the next; the data go on where they were, and that epoch is their rest.
+
+    When a worker is killed all are started again where the run is, with a warning, and the batches stay the same.
 
     Args:
         stream: The batches of this rank.
@@ -64,13 +122,8 @@ class TrainLoader:
         self.num_workers = num_workers
         self._trainer = trainer
         self._same_epoch = same_epoch
-        self._loader: DataLoader[Any] = DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            multiprocessing_context=multiprocessing_context,
-            generator=torch.Generator(),  # the default one is the model's: its numbers would be used up
+        self._loader = Workers(
+            stream, num_workers=num_workers, pin_memory=pin_memory, multiprocessing_context=multiprocessing_context
         )
         self._epoch = 0
         self._batches = 0  # of the epoch, yielded so far
@@ -87,8 +140,19 @@ class TrainLoader:
         self.stream.epoch = 0 if self._same_epoch else self._epoch
         self.stream.batches_done = self._batches
         batches = iter(self._loader)
+        deaths = 0
         while self._batches < len(self):
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+                deaths = 0
+            except WorkerDiedError as error:
+                deaths += 1
+                if deaths == _DEATHS:
+                    raise
+                warnings.warn(f"{error}; starting anew from batch {self._batches}", stacklevel=2)
+                self.stream.batches_done = self._batches
+                batches = iter(self._loader)
+                continue
             if isinstance(batch, StreamFailure):
                 raise DataError(batch.message)
             if batch is None:
@@ -141,6 +205,7 @@ class ImageData(lightning.LightningDataModule):
         val_limit: Use this many of the validation images; None for all.
         seed: Seed of the order and of the crops; None for the one of ``seed_everything``, or else 0.
         max_bad_fraction: Share of unusable training samples above which training stops.
+        remote: How shards are read over the network: patience and cache.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -164,6 +229,7 @@ class ImageData(lightning.LightningDataModule):
         val_limit: int | None = None,
         seed: int | None = None,
         max_bad_fraction: float = 0.05,
+        remote: Remote = PATIENT,
     ) -> None:
         super().__init__()
         check_settings(
@@ -193,6 +259,7 @@ class ImageData(lightning.LightningDataModule):
         self.val_limit = val_limit
         self.seed = seed
         self.max_bad_fraction = max_bad_fraction
+        self.remote = remote
         self._loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
 
@@ -232,6 +299,7 @@ class ImageData(lightning.LightningDataModule):
                 rank=rank,
                 world_size=world_size,
                 max_bad_fraction=self.max_bad_fraction,
+                remote=self.remote,
             ),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -279,16 +347,12 @@ class ImageData(lightning.LightningDataModule):
 
     def _images(self, split: str, limit: int | None) -> EvalImages:
         rank, world_size = self._process()
-        return EvalImages(self._source(split), limit=limit, rank=rank, world_size=world_size)
+        source = self._source(split)
+        return EvalImages(source, limit=limit, rank=rank, world_size=world_size, remote=self.remote)
 
     def _eval_loader(self, split: str, limit: int | None) -> DataLoader[EvalItem]:
-        return DataLoader(
-            self._images(split, limit),
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # as in TrainLoader
-        )
+        images = self._images(split, limit)
+        return Workers(images, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
 
     def _process(self) -> tuple[int, int]:
         """Rank and number of processes."""

@@ -11,7 +11,13 @@ from types import ModuleType
 
 
 class GicError(Exception):
-    """Base of all errors that gic raises for wrong input; its text is one complete sentence or two."""
+    """Base of all errors that gic raises for wrong input; its text is one complete sentence or two.
+
+    Attributes:
+        exit_code: What the command line ends with.
+    """
+
+    exit_code = 2
 
 
 class ImageError(GicError, ValueError):

@@ -10,9 +10,13 @@ from typing import Any, NoReturn
 
 import yaml
 
-from gic.errors import ConfigError, require
+from gic.errors import ConfigError, GicError, require
 
 EXTENDS = "extends"
+
+
+class LostRankError(GicError):
+    """Another process of the run does not answer any more."""
 
 
 def expand_configs(argv: Sequence[str]) -> list[str]:
@@ -81,10 +85,12 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # We pass the words of the command line on ourselves, with the extended configs put in.
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     from gic.data import ImageData
-    from gic.training import LitCodec
+    from gic.resume import AUTO, named_checkpoint, newest_whole
+    from gic.training import Checkpoint, LitCodec
 
     class Parser(LightningArgumentParser):
         """Says what is wrong without the pages of usage before it."""
@@ -100,13 +106,50 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"seed_everything": 0})
 
-    return GicCLI(
-        LitCodec,
-        ImageData,
-        auto_configure_optimizers=False,
-        parser_class=Parser,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "gic"},
-        args=expand_configs(argv if run else argv[1:]),
-        run=run,
-    )
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            super().parse_arguments(parser, args)
+            options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+            name = options.get("ckpt_path")
+            if name is None or (name == AUTO and self.config.subcommand == "fit"):
+                return
+            options["ckpt_path"] = str(named_checkpoint(name))
+
+        def before_fit(self) -> None:
+            """Look for the run's newest checkpoint, where ``--ckpt_path auto`` asks for it."""
+            options = self.config_init["fit"]
+            if options["ckpt_path"] != AUTO:
+                return
+            logger = self.trainer.logger
+            if logger is not None and isinstance(logger.version, int):
+                raise ConfigError(
+                    f"--ckpt_path {AUTO} goes on with a run that has a name, and this would be a new run (version "
+                    f"{logger.version}): name it with --trainer.logger.init_args.version NAME"
+                )
+            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+            if saver is None:
+                raise ConfigError(f"--ckpt_path {AUTO} needs the callback gic.training.Checkpoint in the config")
+            found = newest_whole(saver.folder(self.trainer))
+            if found is None:
+                print(f"no checkpoint in {saver.folder(self.trainer)} yet: beginning anew", file=sys.stderr)
+            options["ckpt_path"] = found and str(found)
+
+    try:
+        return GicCLI(
+            LitCodec,
+            ImageData,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "gic"},
+            args=expand_configs(argv if run else argv[1:]),
+            run=run,
+        )
+    except RuntimeError as error:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # NCCL and the store have types for this; gloo has its source file's name.
+        if not distributed or not (isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)):
+            raise
+        raise LostRankError(
+            f"rank {torch.distributed.get_rank()} has lost contact with another rank, which was killed, has failed or "
+            f"hangs: what it wrote says why; --ckpt_path goes on from the last checkpoint ({str(error).split('. ')[0]})"
+        ) from error

@@ -7,6 +7,7 @@ be resumed at any batch; :mod:`gic.plan` says who reads what. Evaluation reads e
 from __future__ import annotations
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from gic.errors import ConfigError, DataError, ImageError
 from gic.images import find_images, load_rgb, to_tensor
 from gic.plan import random_stream, resume_position, shard_plan
-from gic.tarshards import RawImage, expand_shards, is_url, one_line, read_shard
+from gic.remote import Remote
+from gic.tarshards import PATIENT, WHOLE_SHARD, RawImage, expand_shards, is_url, one_line, read_shard
 
 # Names of the random streams that are drawn from here; gic.plan has its own.
 _SHUFFLE, _AUGMENT = 100, 101
@@ -29,6 +31,7 @@ _SHUFFLE, _AUGMENT = 100, 101
 _JUDGED_AFTER = 100  # samples a worker must have seen before max_bad_fraction is applied
 _SHARDS_JUDGED_AFTER = 20  # the same for shards
 _BARREN_SHARDS = 16  # shards in a row without a sample after which a worker gives up
+_GRACE = 60  # seconds that a worker goes on after SIGTERM
 
 
 class TrainBatch(TypedDict):
@@ -136,8 +139,9 @@ class TrainStream(IterableDataset[Any]):
 
     Inside a DataLoader (with ``batch_size=None``) each worker reads its own share of the shards. The
     encoded samples pass through a shuffle buffer, are decoded, scaled, cropped and flipped. Everything
-    random follows from (seed, epoch, rank, worker, number of the sample), so an epoch can be repeated from
-    any batch on; to do so the batches before are read and decoded again, not cropped.
+    random follows from (seed, epoch, rank * workers + worker, number of the sample), so an epoch can be repeated
+    from any batch on; to do so the batches before are read and decoded again, not cropped. And two ranks of one
+    worker each draw what one rank of two workers draws, in batches that alternate.
 
     Samples that cannot be used are passed over and counted in the next batch.
 
@@ -160,6 +164,7 @@ class TrainStream(IterableDataset[Any]):
         max_bad_fraction: Share of bad samples, in [0, 1], above which a worker gives up: at the end of a pass
             over what it reads, and already after 100 samples where the share is clearly above. If all are
             bad it gives up whatever is allowed.
+        remote: How shards are read that do not lie on disk.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -181,6 +186,7 @@ class TrainStream(IterableDataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         max_bad_fraction: float = 0.05,
+        remote: Remote = PATIENT,
     ) -> None:
         check_settings(
             crop_size=crop_size,
@@ -202,6 +208,7 @@ class TrainStream(IterableDataset[Any]):
         self.rank = rank
         self.world_size = world_size
         self.max_bad_fraction = max_bad_fraction
+        self.remote = remote
         self.epoch = 0
         self.batches_done = 0
 
@@ -218,6 +225,7 @@ class TrainStream(IterableDataset[Any]):
     def _batches(self, worker: int, workers: int) -> Iterator[TrainBatch]:
         """Yield this worker's share of the epoch's batches."""
         worker, to_skip = resume_position(worker, workers, self.batches_done)
+        slot = self.rank * workers + worker
         tally = _Tally(self.max_bad_fraction)
         crops: list[torch.Tensor] = []
         keys: list[str] = []
@@ -231,7 +239,7 @@ class TrainStream(IterableDataset[Any]):
                 continue
             keys.append(raw.key)
             if not to_skip:
-                rng = random_stream(self.seed, _AUGMENT, self.epoch, self.rank, worker, number)
+                rng = random_stream(self.seed, _AUGMENT, self.epoch, slot, number)
                 crops.append(self._crop(image, rng))
             if len(keys) < self.batch_size:
                 continue
@@ -247,7 +255,7 @@ class TrainStream(IterableDataset[Any]):
 
     def _draw(self, worker: int, workers: int, tally: _Tally) -> Iterator[RawImage]:
         """Yield encoded samples, shuffled through the buffer; each pass is emptied before the next begins."""
-        rng = random_stream(self.seed, _SHUFFLE, self.epoch, self.rank, worker)
+        rng = random_stream(self.seed, _SHUFFLE, self.epoch, self.rank * workers + worker)
         buffer: list[RawImage] = []
         for raw in self._read(worker, workers, tally):
             if raw is None:
@@ -271,7 +279,7 @@ class TrainStream(IterableDataset[Any]):
                 lap = part.lap
                 yield None
             sample_seen = False
-            for raw in read_shard(self.shards[part.shard], part):
+            for raw in read_shard(self.shards[part.shard], part, self.remote):
                 if raw.problem:
                     tally.skip(raw.problem, raw.name)
                 else:
@@ -322,6 +330,7 @@ class EvalImages(IterableDataset[EvalItem]):
         limit: Read this many of the images, the first ones; None for all.
         rank: This process, in [0, world_size).
         world_size: Number of processes.
+        remote: How shards are read that do not lie on disk.
 
     Raises:
         DataError: If shards, files or folders are missing or empty.
@@ -329,7 +338,13 @@ class EvalImages(IterableDataset[EvalItem]):
     """
 
     def __init__(
-        self, source: str | Sequence[str], *, limit: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        source: str | Sequence[str],
+        *,
+        limit: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        remote: Remote = PATIENT,
     ) -> None:
         check_settings(limit=limit)
         self.sources: list[str | Path] = []  # shards are text
@@ -340,6 +355,7 @@ class EvalImages(IterableDataset[EvalItem]):
         self.limit = limit
         self.rank = rank
         self.world_size = world_size
+        self.remote = remote
 
     def __iter__(self) -> Iterator[EvalItem]:
         info = get_worker_info()
@@ -356,7 +372,7 @@ class EvalImages(IterableDataset[EvalItem]):
             if isinstance(source, Path):
                 yield RawImage(str(source), str(source), source)
             else:
-                yield from read_shard(source)
+                yield from read_shard(source, WHOLE_SHARD, self.remote)
 
 
 def _names_shards(entry: str) -> bool:
@@ -376,6 +392,15 @@ def _load_item(raw: RawImage) -> EvalItem:
         return {"image": to_tensor(load_rgb(raw.data, name=raw.name).image), "key": raw.key}
     except ImageError as error:
         return {"image": None, "key": raw.key, "error": one_line(error)}
+
+
+def outlast_signals(worker: int) -> None:
+    """Let a worker go on after the signals that are meant for the run.
+
+    SIGTERM may also come from PyTorch, for a worker that does not end by itself; so it does end one, after a minute.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # and SIGALRM ends a process
 
 
 def check_settings(**settings: Any) -> None:

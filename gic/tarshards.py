@@ -9,20 +9,19 @@ from __future__ import annotations
 import glob
 import os
 import re
-import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import braceexpand
 from webdataset import tariterators
-from webdataset.gopen import gopen
 
 from gic.errors import DataError
 from gic.images import IMAGE_SUFFIXES
 from gic.plan import Part
+from gic.remote import Remote, RemoteFile, cached
 
 _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
@@ -103,13 +102,20 @@ class RawImage(NamedTuple):
 
 
 WHOLE_SHARD = Part(shard=0, part=0, parts=1, start=0.0, stop=1.0, lap=0)
+PATIENT = Remote()
+"""Remote shards are read with some patience, and not kept."""
 
 
-def read_shard(url: str, part: Part = WHOLE_SHARD) -> Iterator[RawImage]:
+def read_shard(url: str, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
     """Read the encoded images of one part of a shard, in order.
 
     Damage is told and not raised: as an item with a problem for each sample without an image, and one at
-    the end if the shard is damaged, cannot be opened, or holds nothing.
+    the end if the shard is damaged, cannot be opened, or holds nothing. A damaged shard is not kept in the cache.
+
+    Args:
+        url: Path or URL.
+        part: Which samples.
+        remote: How a URL is read.
     """
     problems: list[str] = []
 
@@ -118,8 +124,11 @@ def read_shard(url: str, part: Part = WHOLE_SHARD) -> Iterator[RawImage]:
         return True  # go on
 
     samples = 0
+    kept: Path | None = None
     try:
-        with _open_shard(url, part.start, part.stop) as opened:
+        if is_url(url) and remote.cache_dir is not None:
+            kept = cached(url, remote)
+        with _open_shard(url if kept is None else str(kept), part.start, part.stop, remote) as opened:
             if opened is None:
                 return
             stream, first = opened
@@ -131,6 +140,8 @@ def read_shard(url: str, part: Part = WHOLE_SHARD) -> Iterator[RawImage]:
                     yield _pick_image(url, sample)
     except (OSError, ValueError) as error:
         note(error)
+    if problems and kept is not None:
+        kept.unlink(missing_ok=True)
     if problems:
         yield RawImage(url, f"{url}: {problems[0]}", None, "damaged_shard" if samples else "unreadable_shard")
     elif not samples:
@@ -147,7 +158,7 @@ def _pick_image(url: str, sample: dict[str, Any]) -> RawImage:
 
 
 @contextmanager
-def _open_shard(url: str, start: float, stop: float) -> Iterator[tuple[BinaryIO, int] | None]:
+def _open_shard(url: str, start: float, stop: float, remote: Remote) -> Iterator[tuple[BinaryIO, int] | None]:
     """Open a stretch of a shard.
 
     Only uncompressed local files can be entered in the middle. Of any other shard the stretch
@@ -161,14 +172,11 @@ def _open_shard(url: str, start: float, stop: float) -> Iterator[tuple[BinaryIO,
         if stop < 1:
             yield None
             return
-        # WebDataset has no reader for s3: and takes any command instead.
-        command = f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -" if url.startswith("s3:") else url
-        stream = gopen(command)
+        stream = RemoteFile(url, remote)
         try:
-            yield stream, 0
+            yield cast(BinaryIO, stream), 0
         finally:
-            with suppress(Exception):  # a command that is left early complains of a broken pipe
-                stream.close()
+            stream.close()
         return
     with Path(url).open("rb") as file:
         whole = start == 0 and stop == 1

@@ -1,4 +1,4 @@
-"""Training and first-form evaluation under Lightning: thin wrappers around :mod:`gic.model` and :mod:`gic.losses`."""
+"""Training and validation under Lightning: thin wrappers around :mod:`gic.model` and :mod:`gic.losses`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import time
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from gic.errors import ConfigError, DataError, GicError
@@ -23,6 +25,10 @@ from gic.evaluation import LevelResult, evaluate_image, grid_picture, mean_by_le
 from gic.images import to_image
 from gic.losses import Objective
 from gic.model import Codec, parameter_counts, trainable_parameters
+from gic.resume import CheckpointError, WholeFiles, newest_first
+
+if TYPE_CHECKING:
+    from gic.benchmark.metrics import ImageMetric
 
 
 class NonFiniteLossError(GicError, ArithmeticError):
@@ -59,7 +65,7 @@ class WarmupCosine:
 
 
 class LitCodec(L.LightningModule):
-    """Trains a codec with an objective; validates and tests it at several levels.
+    """Trains a codec with an objective; validates it at several levels.
 
     Args:
         codec: The model.
@@ -68,8 +74,10 @@ class LitCodec(L.LightningModule):
         schedule: Learning-rate schedule, per optimiser step.
         trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is all of it.
         init_from: Checkpoint whose codec this stage starts from; resuming a run is ``--ckpt_path`` instead.
-        levels: Levels q at which validation and test measure.
-        realism: Values of r at which they measure.
+        levels: Levels q at which validation measures.
+        realism: Values of r at which it measures.
+        metrics: What it measures, by the names of ``gic weights``; better not only what the objective holds, so that a
+            codec that games its own loss is found out.
         autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it; ``off`` stays in float32.
         grid_images: Number of validation images in the grid picture.
     """
@@ -84,6 +92,7 @@ class LitCodec(L.LightningModule):
         init_from: str | None = None,
         levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
         realism: Sequence[float] = (0.0, 1.0),
+        metrics: Sequence[str] = ("psnr", "ms_ssim"),
         autocast: Literal["auto", "off"] = "auto",
         grid_images: int = 4,
     ) -> None:
@@ -96,21 +105,27 @@ class LitCodec(L.LightningModule):
         self.init_from = init_from
         self.levels = [codec.check_level(q) for q in levels]
         self.realism = list(realism)
+        self.metrics = list(metrics)
         self.autocast = autocast
         self.grid_images = grid_images
         for name, learns in trainable_parameters(codec, list(trainable)).items():
             codec.get_parameter(name).requires_grad_(learns)
+        if "psnr" not in self.metrics:
+            raise ConfigError("metrics must name psnr: checkpoints are compared by rate and distortion")
         self.results: list[LevelResult] = []
+        self.before: list[LevelResult] = []
+        self.latest: list[LevelResult] = []
         self.failures: list[str] = []
         self.grids: list[tuple[str, Tensor]] = []
         self.skipped: dict[str, int] = {}
         self.output_dir = Path()
         self.loaded_step = 0
+        self._metric_objects: list[ImageMetric] | None = None
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy holds, and the running average is one: the parameters, not the trainer, optimiser or metrics."""
-        return {**self.__dict__, "_trainer": None, "make_optimizer": None, "objective": None}
+        return {**self.__dict__, "_trainer": None, "make_optimizer": None, "objective": None, "_metric_objects": None}
 
     # --- training -----------------------------------------------------------------------------------------
 
@@ -157,8 +172,9 @@ class LitCodec(L.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Seed levels and noise from the batch's place in the run, so that a resumed run draws them alike."""
-        place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, batch_idx, self.global_rank)
+        """Seed levels and noise from the batch's place among all, alike after a restart and for any number of ranks."""
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, number)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _stop_at(self, batch: dict[str, Any], batch_idx: int, parts: dict[str, Tensor]) -> None:
@@ -212,11 +228,17 @@ class LitCodec(L.LightningModule):
         if batch["image"] is None:
             self.failures.append(f"{batch['key']}: {batch['error']}")
             return
-        x = batch["image"].to(self.device).float()[None] / 255
+        x = batch["image"].to(self.device)
         want_grid = len(self.grids) < self.grid_images
         with self._autocast():
             results, pictures = evaluate_image(
-                self.codec, x, batch["key"], self.levels, self.realism, seed=zlib.crc32(batch["key"].encode())
+                self.codec,
+                x,
+                batch["key"],
+                self.levels,
+                self.realism,
+                self._judges(),
+                seed=zlib.crc32(batch["key"].encode()),
             )
         self.results += results
         if want_grid:
@@ -230,43 +252,59 @@ class LitCodec(L.LightningModule):
             items = [item for part in lists for item in part]
         return sorted(items)
 
-    def _finish(self, stage: str) -> None:
+    def _judges(self) -> list[ImageMetric]:
+        """The metrics, made at first use; those that cannot be had are named once."""
+        if self._metric_objects is None:
+            from gic.benchmark.metrics import make_metrics
+
+            self._metric_objects, sets, missing = make_metrics(self.metrics, None, str(self.device))
+            if sets:
+                raise ConfigError(f"{sets[0].info.name} judges sets of files: it is for gic test, not for validation")
+            for name, reason in missing.items():
+                self.print(f"not computed: {name}: {reason}")
+        return self._metric_objects
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather, log, print and save what validation measured."""
         results = self._gather(self.results)
         failures = self._gather(self.failures)
         if not results:
             detail = f"; the first of {len(failures)} failures: {failures[0]}" if failures else ""
             raise DataError(f"no image could be evaluated: check the data section of the config{detail}")
-        means = mean_by_level(results)
-        for mean in means:
-            name = f"q{mean.q:g}_r{mean.realism:g}"
-            values = {"psnr": mean.psnr, "ms_ssim": mean.ms_ssim}
-            known = {f"{stage}/{key}/{name}": value for key, value in values.items() if value is not None}
-            self.log_dict({**known, f"{stage}/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
-        # One number to choose checkpoints by: the rate-distortion loss, averaged over the levels at the lowest r.
-        lowest = [m for m in means if m.realism == min(self.realism)]
-        lambda_0 = self.objective.lambda_0
-        rd = [m.q * (m.bits_per_pixel + lambda_0 / m.q**2 * 10 ** (-m.psnr / 10)) for m in lowest]
-        self.log(f"{stage}/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            self._report(stage, results, means, failures)
-        self.results, self.failures, self.grids = [], [], []
-        if failures and stage != "val":
+        fitting = self.trainer.state.fn == "fit"
+        if failures and not fitting:
             raise DataError(
                 f"{len(failures)} of the images could not be read, so the means are not given: {failures[0]}"
             )
+        means = mean_by_level(results)
+        self.before = self.before or means
+        self.latest = means
+        for mean in means:
+            name = f"q{mean.q:g}_r{mean.realism:g}"
+            known = {f"val/{key}/{name}": value for key, value in mean.metrics.items() if value is not None}
+            self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
+        # One number to choose checkpoints by: the rate-distortion loss, averaged over the levels at the lowest r.
+        lambda_0 = self.objective.lambda_0
+        rd = [
+            m.q * (m.bits_per_pixel + lambda_0 / m.q**2 * 10 ** (-m.metrics["psnr"] / 10))
+            for m in means
+            if m.realism == min(self.realism) and m.metrics["psnr"] is not None
+        ]
+        if rd:
+            self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            self._report(results, means)
+        self.results, self.failures, self.grids = [], [], []
         if failures:
             self.print(f"{len(failures)} validation images could not be read; the first: {failures[0]}")
 
-    def _report(self, stage: str, results: list[LevelResult], means: list[LevelResult], failures: list[str]) -> None:
-        fitting = self.trainer.state.fn == "fit"
+    def _report(self, results: list[LevelResult], means: list[LevelResult]) -> None:
         step = self.global_step or self.loaded_step
-        name = f"{stage}-{step:06d}"
-        if not failures or fitting:
-            count = len({r.key for r in results})
-            print_table(means, f"{name}: {count} images, ideal code length")
-            path = self.output_dir / "results" / f"{name}.json"
-            save_json(path, results, means, {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")})
-            self.print(f"written: {path}")
+        name = f"val-{step:06d}"
+        print_table(means, f"{name}: {len({r.key for r in results})} images, ideal code length")
+        path = self.output_dir / "results" / f"{name}.json"
+        save_json(path, results, means, {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")})
+        self.print(f"written: {path}")
         if self.grids:
             folder = self.output_dir / "grids"
             folder.mkdir(parents=True, exist_ok=True)
@@ -277,60 +315,131 @@ class LitCodec(L.LightningModule):
             self.print(f"written: {folder / f'{name}.png'}")
             board: Any = getattr(self.logger, "experiment", None)
             if hasattr(board, "add_image"):
-                board.add_image(f"{stage}/grid", picture.clamp(0, 1), step)
+                board.add_image("val/grid", picture.clamp(0, 1), step)
+
+    def on_fit_end(self) -> None:
+        """Show what this run changed, metrics that were not in its loss included."""
+        if self.trainer.is_global_zero and self.before and self.latest is not self.before:
+            print_table(self.latest, "first validation of this run -> last", self.before)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Measure one image at all levels."""
-        self._evaluate(batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Gather, log, print and save what validation measured."""
-        self._finish("val")
+class Checkpoint(callbacks.Checkpoint):
+    """Checkpoints every so many steps and at the last step of the run; ``last.ckpt`` is a link to the newest.
 
-    def on_test_epoch_end(self) -> None:
-        """Gather, log, print and save what the test measured."""
-        self._finish("test")
-
-
-class Checkpoint(ModelCheckpoint):
-    """Checkpoints every so many steps and at the last step of the run; ``last.ckpt`` is always the newest.
+    A checkpoint is written whole or not at all, and an older one goes only when a newer one is safe. When a file cannot
+    be written, for want of space above all, the run goes on with a warning; only the last step's is an error.
 
     Args:
-        every_n_steps: Optimiser steps between checkpoints.
-        keep: Number of the newest checkpoints kept.
+        every_n_steps: Optimiser steps between checkpoints, at least 1.
+        keep: Number of the newest checkpoints kept, at least 1; with 2, there is one to go back to if the newest is
+            damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
+
+    Attributes:
+        newest: The newest checkpoint that this process has written; None before the first, and on ranks but the first.
+
+    Raises:
+        ConfigError: If a setting lies outside its range.
     """
 
     def __init__(self, every_n_steps: int = 1000, keep: int = 3, dirpath: str | None = None) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="step-{step:06d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            every_n_train_steps=every_n_steps,
-            save_top_k=keep,
-            save_last=True,
-        )
+        if every_n_steps < 1 or keep < 1:
+            raise ConfigError(f"every_n_steps and keep must be at least 1, not {every_n_steps} and {keep}")
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.dirpath = dirpath
+        self.newest: Path | None = None
+        self._folder = Path()
+        self._files = WholeFiles()
+        self._saved_step = -1
+
+    @property
+    def problem(self) -> str:
+        """Why the last checkpoint could not be written; empty if it was."""
+        return self._files.problem
+
+    def folder(self, trainer: L.Trainer) -> Path:
+        """Where the checkpoints of the trainer's run lie; to be asked on all ranks."""
+        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Prepare the folder, and make sure that all ranks go on from the same checkpoint.
+
+        Raises:
+            ConfigError: If they do not.
+        """
+        if stage != "fit":
+            return
+        self._folder = self.folder(trainer)
+        trainer.strategy.checkpoint_io = self._files
+        start = str(trainer.ckpt_path or "the beginning")
+        first = trainer.strategy.broadcast(start)
+        if first != start:
+            raise ConfigError(
+                f"rank {trainer.global_rank} would start from {start} and rank 0 from {first}: "
+                f"the folder {self._folder} must be the same on all machines"
+            )
+        if trainer.is_global_zero:
+            for part in self._folder.glob(".*.ckpt.*.part"):  # of a process that ended while it wrote
+                part.unlink()
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
-        """Save when it is due, and at the last step; Lightning's own rule would wait for a validation at times."""
+        """Save when it is due, and at the last step."""
         step = trainer.global_step
-        due = step % self._every_n_train_steps == 0 or 0 < trainer.max_steps <= step
-        if due and not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
-            self._save_topk_checkpoint(trainer, candidates)
-            self._save_last_checkpoint(trainer, candidates)
+        last = 0 < trainer.max_steps <= step or (
+            trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        if last or (step and step % self.every_n_steps == 0):
+            self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save the run at its present step, unless that is done; to be called on all ranks."""
+        if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
+            return
+        path = self._folder / f"step-{trainer.global_step:06d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        self._saved_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        if self.problem:
+            left = f"the newest is {self.newest}" if self.newest else "there is none of this run yet"
+            rank_zero_warn(f"the checkpoint {path} could not be written: {self.problem}; {left}")
+            return
+        self.newest = path
+        try:
+            link = self._folder / f".last.ckpt.{os.getpid()}.part"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.name)
+            link.replace(self._folder / "last.ckpt")
+            for old in newest_first(self._folder)[self.keep :]:
+                old.unlink()
+        except OSError as error:
+            rank_zero_warn(f"the checkpoint {path} is safe, but its folder could not be tidied: {error}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where the newest checkpoint is."""
-        super().on_train_end(trainer, pl_module)
-        if trainer.is_global_zero and self.last_model_path:
-            print(f"checkpoint: {self.last_model_path}")
+        """Say where the newest checkpoint is.
+
+        Raises:
+            CheckpointError: If the last one could not be written.
+        """
+        self._tell(trainer)
+        if self.problem:
+            raise CheckpointError(
+                f"the last checkpoint of the run could not be written: {self.problem}; make room and go on "
+                f"from the one before: --ckpt_path {self.newest}"
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say from where the run can go on."""
+        self._tell(trainer)
+
+    def _tell(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and self.newest:
+            print(f"checkpoint: {self.newest}", flush=True)
 
 
 class EMA(WeightAveraging):

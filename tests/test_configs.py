@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from gic.errors import ConfigError
@@ -12,30 +15,47 @@ from gic.lightning_cli import expand_configs, make_cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test"))
+BENCHMARKS = sorted((CONFIGS / "test").glob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
 
 
 @pytest.fixture
-def offline_lpips(monkeypatch):
-    """LPIPS without its download: the published backbone is not needed to build a config."""
+def offline_metrics(monkeypatch):
+    """Metrics without their downloads: published weights are not needed to build a config."""
     import gic.perceptual
 
-    real = gic.perceptual.lpips_network
-
-    def random_backbone(net="alex", backbone=None):
+    def random_lpips(net, named=None, download=True):
         import lpips
 
-        return real(net, backbone) if backbone else lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False), []
 
-    monkeypatch.setattr(gic.perceptual, "lpips_network", random_backbone)
+    def any_quality(metric, named=None, download=True, **options):
+        return SimpleNamespace(metric_mode="NR", lower_better=False, net=torch.nn.Identity()), []
+
+    monkeypatch.setattr(gic.perceptual, "build_lpips", random_lpips)
+    monkeypatch.setattr(gic.perceptual, "build_pyiqa", any_quality)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: str(p.relative_to(CONFIGS)))
-def test_every_run_config_instantiates(path, tmp_path, monkeypatch, offline_lpips):
+def test_every_run_config_instantiates(path, tmp_path, monkeypatch, offline_metrics):
     monkeypatch.chdir(tmp_path)
     cli = make_cli(["fit", "--config", str(path), "--trainer.accelerator", "cpu"], run=False)
     assert sum(p.requires_grad for p in cli.model.codec.parameters()) > 0
     assert cli.trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
+def test_every_benchmark_config_instantiates(path):
+    from gic.benchmark.command import Benchmark, parse
+    from gic.benchmark.metrics import check_metric_name
+
+    parser, args = parse(["--config", str(path)])
+    values = parser.instantiate(args).as_dict()
+    names = inspect.signature(Benchmark).parameters
+    benchmark = Benchmark(**{name: value for name, value in values.items() if name in names})
+    assert all(len(codec.decodings) > 1 for codec in benchmark.codecs)
+    for name in benchmark.metrics:
+        check_metric_name(name)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)

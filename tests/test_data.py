@@ -23,6 +23,7 @@ from gic import tarshards
 from gic.data import ImageData, TrainLoader
 from gic.errors import ConfigError, DataError
 from gic.plan import Part, shard_plan
+from gic.remote import Remote
 from gic.stream import EvalImages, TrainStream
 from gic.tarshards import expand_shards
 
@@ -147,7 +148,7 @@ def test_s3_shards_go_through_the_aws_command(shards: list[str], tmp_path: Path,
     command.chmod(0o755)
     monkeypatch.setenv("PATH", str(command.parent), prepend=":")
     assert len(list(tarshards.read_shard("s3://bucket/a b.tar"))) == 3
-    (failed,) = tarshards.read_shard("s3://bucket/b.tar")
+    (failed,) = tarshards.read_shard("s3://bucket/b.tar", remote=Remote(retries=1, backoff=0))
     assert failed.problem == "unreadable_shard"
 
 

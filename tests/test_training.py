@@ -88,16 +88,17 @@ def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_pat
     assert codec.compressor.latent_channels == 8
 
 
-def test_test_reports_a_checkpoint_and_bits_fall_with_q(words, tmp_path, pictures):
+def test_validate_reports_a_checkpoint_and_bits_fall_with_q(words, tmp_path, pictures):
     make_cli(words("fit", "--trainer.max_steps", "30", "--trainer.callbacks", CHECKPOINTS))
-    make_cli(words("test", "--ckpt_path", "ckpt/step-000030.ckpt", "--data.test", str(pictures / "val-000000.tar")))
-    report = json.loads((tmp_path / "results" / "test-000030.json").read_text())
+    (tmp_path / "results").rename(tmp_path / "earlier")
+    make_cli(words("validate", "--ckpt_path", "ckpt/step-000030.ckpt"))
+    report = json.loads((tmp_path / "results" / "val-000030.json").read_text())
     bits = [row["bits_per_pixel"] for row in report["mean"] if row["realism"] == 0]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > bits[-1]
 
 
-def test_an_unreadable_test_image_is_named_and_no_mean_is_given(words, tmp_path):
+def test_an_unreadable_image_is_named_and_no_mean_is_given(words, tmp_path):
     from PIL import Image
 
     folder = tmp_path / "images"
@@ -105,8 +106,26 @@ def test_an_unreadable_test_image_is_named_and_no_mean_is_given(words, tmp_path)
     Image.effect_noise((70, 50), 50).convert("RGB").save(folder / "good.png")
     (folder / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.png"):
-        make_cli(words("test", "--data.test", str(folder)))
+        make_cli(words("validate", "--data.val", str(folder)))
     assert not list((tmp_path / "results").glob("*.json"))
+
+
+def test_a_run_ends_with_what_it_changed_by_metrics_that_are_not_in_its_loss(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cli = make_cli(words("fit", "--trainer.num_sanity_val_steps", "-1", "--model.metrics", "[psnr, ms_ssim]"))
+    before = {(m.q, m.realism): m for m in cli.model.before}
+    report = json.loads(next((tmp_path / "results").glob("val-*.json")).read_text())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "first validation of this run -> last" in printed
+    for row in report["mean"]:
+        old = before[row["q"], row["realism"]].metrics["psnr"]
+        assert old != row["psnr"]
+        assert f"{old:.2f} -> {row['psnr']:.2f}" in printed
+
+
+def test_validation_without_psnr_is_refused(words):
+    with pytest.raises(ConfigError, match="psnr"):
+        make_cli(words("fit", "--model.metrics", "[ms_ssim]"))
 
 
 STAGES = {
