@@ -63,12 +63,14 @@ class Workers(DataLoader[Any]):
         Raises:
             WorkerDiedError: If a worker was killed.
         """
-        before = signal.getsignal(signal.SIGCHLD)
+        before: Any = signal.getsignal(signal.SIGCHLD)
+        if before is None or getattr(before, "__module__", None) == "torch.utils.data._utils.signal_handling":
+            before = signal.SIG_DFL
         batches = super().__iter__()
         if threading.current_thread() is threading.main_thread():
             # PyTorch has the death of a worker raise an error wherever the run happens to be, in the middle of an
             # optimiser step perhaps; without its handler it is noticed here, within five seconds.
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, before)
         try:
             yield from batches
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:

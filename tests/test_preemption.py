@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def signal_at(step: int, number: int, rank: int = 0) -> str:
-    return f"{{class_path: runs.SignalAt, init_args: {{step: {step}, number: {number}, rank: {rank}}}}}"
+    return f"{{class_path: training_runs.SignalAt, init_args: {{step: {step}, number: {number}, rank: {rank}}}}}"
 
 
 def weights(cli: Any) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ LOGGER = "[{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: 
 CALLBACKS = (
     "[{class_path: gic.training.EMA, init_args: {decay: 0.9}}, "
     "{class_path: gic.training.Checkpoint, init_args: {every_n_steps: 20}}, "
-    "{class_path: gic.preemption.Preemption, init_args: {every_seconds: 1}}, {class_path: runs.Losses}]"
+    "{class_path: gic.preemption.Preemption, init_args: {every_seconds: 1}}, {class_path: training_runs.Losses}]"
 )
 
 

@@ -54,7 +54,7 @@ def callback_words(*extra: str, every: int = 2, keep: int = 20) -> list[str]:
         f"{{class_path: gic.training.Checkpoint, init_args: {settings}}}",
         "{class_path: gic.preemption.Preemption}",
         "{class_path: gic.training.EMA, init_args: {decay: 0.5}}",
-        "{class_path: runs.Losses}",
+        "{class_path: training_runs.Losses}",
         *extra,
     ]
     return ["--trainer.callbacks", f"[{', '.join(listed)}]"]
