@@ -300,8 +300,8 @@ class ImageCodec:
             raise ConfigError(f"there is no sampler {sampler!r}: choose one of {', '.join(sde.SAMPLERS)}")
         _check_seed(seed)
 
-        def restore(latents: Latent, place: Tile) -> Tensor:
-            return sde.reverse(
+        def reconstruct(latents: Latent, place: Tile) -> Tensor:
+            y_hat = sde.reverse(
                 denoiser(self.model.reverse, latents.mu, latents.sigma),
                 latents.y_q,
                 latents.q,
@@ -311,8 +311,9 @@ class ImageCodec:
                 rho=self.model.rho,
                 generator=torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column),
             )
+            return self.model.compressor.synthesise(y_hat, r)
 
-        return _Decoding(self, file, restore, progress).run()
+        return _Decoding(self, file, reconstruct, progress).run()
 
     def open(self, data: bytes) -> GicFile:
         """Read a file's fields and prove that it was made with this model at a level it knows.
@@ -479,12 +480,12 @@ class _Decoding:
         self,
         codec: ImageCodec,
         file: GicFile,
-        restore: Callable[[Latent, Tile], Tensor],
+        reconstruct: Callable[[Latent, Tile], Tensor],
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.codec = codec
         self.file = file
-        self.restore = restore
+        self.reconstruct = reconstruct
         self.progress = progress
         self.q = level_value(file.level)
         self.places = tiles_of(file.width, file.height, file.tile)
@@ -540,7 +541,7 @@ class _Decoding:
         """Reconstruction of a tile and its surroundings, (3, h, w) float, and the position of its corner."""
         place = self.places[index]
         latents, top, left = self._window(index)
-        x_hat = self.codec.model.compressor.synthesise(self.restore(latents, place))[0].clamp(0, 1).cpu()
+        x_hat = self.reconstruct(latents, place)[0].clamp(0, 1).cpu()
         y0, x0 = place.top - top * DOWNSAMPLING, place.left - left * DOWNSAMPLING
         return x_hat[:, : self.file.height - y0, : self.file.width - x0], y0, x0
 

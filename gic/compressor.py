@@ -11,9 +11,11 @@ CompressAI's; the hyperprior is that of Minnen et al. 2018 (arXiv 1809.02736).
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
@@ -21,7 +23,9 @@ from compressai.layers import AttentionBlock, ResidualBlock, conv3x3, subpel_con
 from compressai.models.sensetime import ResidualBottleneckBlock
 from compressai.ops import LowerBound
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from gic.errors import ConfigError
 from gic.sde import level
 
 Block = Literal["residual", "bottleneck"]
@@ -32,6 +36,7 @@ HYPER_DOWNSAMPLING = 4
 """Elements of y per element of z along each side."""
 SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
 """Range of the prior's standard deviation, in units of y."""
+_BLOCKS = (ResidualBlock, ResidualBottleneckBlock, AttentionBlock)
 
 
 class Latents(NamedTuple):
@@ -105,6 +110,25 @@ def _initialise(network: nn.Module) -> None:
             getattr(module, last).weight.data.mul_(0.3)
 
 
+def _through(
+    layers: nn.Sequential, x: Tensor, checkpointing: bool, weights: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Layers in a row, with other weights if they are given.
+
+    With ``checkpointing`` what is inside of the blocks is not kept for the gradient but computed a second time.
+    """
+    for place, layer in layers.named_children():
+        call: Any = layer
+        if weights is not None:
+            own = {name: weights[f"{place}.{name}"] for name, _ in layer.named_parameters()}
+            call = partial(torch.func.functional_call, layer, own)
+        if checkpointing and torch.is_grad_enabled() and isinstance(layer, _BLOCKS):
+            x = checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = call(x)
+    return x
+
+
 class Analysis(nn.Module):
     """g_a: image to latent, four stages that each halve the size.
 
@@ -116,6 +140,9 @@ class Analysis(nn.Module):
         attention: Put CompressAI's attention block at the end of the stages H/8 and H/16, as ELIC does.
         gain: Factor on the output, which sets the scale of y at the start of training.
     """
+
+    checkpointing = False
+    """Whether training computes what is inside of the blocks a second time instead of keeping it."""
 
     def __init__(
         self,
@@ -138,11 +165,11 @@ class Analysis(nn.Module):
         layers.append(conv3x3(channels, latent_channels))
         self.layers = nn.Sequential(*layers)
         self.gain = gain
+        self.to(memory_format=torch.channels_last)  # a third faster at these widths, on CPUs and GPUs
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1], H and W multiples of 16, to y (B, M, H/16, W/16)."""
-        y: Tensor = self.layers(x - 0.5)
-        return self.gain * y
+        return self.gain * _through(self.layers, x - 0.5, self.checkpointing)
 
 
 class Synthesis(nn.Module):
@@ -155,7 +182,16 @@ class Synthesis(nn.Module):
         block: Kind of residual block.
         attention: As in the analysis.
         gain: The analysis' gain, taken out again.
+        realistic_stages: Number of stages, counted from the image, that have weights of their own for r = 1: there
+            the weights are ``W + r * dW``, the interpolation of two networks (arXiv 1811.10515). dW is 0 at first,
+            and r = 0 knows nothing of it, so that perception does not cost distortion.
+
+    Raises:
+        ConfigError: If there are fewer stages than ``realistic_stages``.
     """
+
+    checkpointing = False
+    """As in the analysis."""
 
     def __init__(
         self,
@@ -165,10 +201,16 @@ class Synthesis(nn.Module):
         block: Block = "residual",
         attention: bool = False,
         gain: float = 8.0,
+        realistic_stages: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= realistic_stages <= len(widths):
+            raise ConfigError(f"realistic_stages must lie in 0 ... {len(widths)}, not {realistic_stages}")
         layers: list[nn.Module] = [conv3x3(latent_channels, widths[-1])]
+        self.shared = 0
         for stage in reversed(range(len(widths))):
+            if stage == realistic_stages - 1:
+                self.shared = len(layers)
             width = widths[stage]
             if attention and stage % 2 == 1:
                 layers.append(AttentionBlock(width))
@@ -179,13 +221,53 @@ class Synthesis(nn.Module):
                 layers.append(nn.Sequential(nn.Conv2d(width, 4 * widths[0], 1), nn.PixelShuffle(2)))
             else:
                 layers.append(subpel_conv3x3(width, 3, 2))
+        if realistic_stages == 0:
+            self.shared = len(layers)
         self.layers = nn.Sequential(*layers)
         self.gain = gain
+        self.realistic = copy.deepcopy(self.layers[self.shared :])
+        """dW, in the shape of the layers that it belongs to."""
+        for weights in self.realistic.parameters():
+            nn.init.zeros_(weights)
+        self.register_load_state_dict_pre_hook(_without_realism)  # type: ignore[no-untyped-call]
+        self.to(memory_format=torch.channels_last)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Latent (B, M, h, w) to image (B, 3, 16 h, 16 w), not clamped."""
-        x: Tensor = self.layers(y / self.gain)
-        return x + 0.5
+    def forward(self, y: Tensor, realism: float | Tensor = 0.0) -> Tensor:
+        """Latent to image.
+
+        Args:
+            y: Latent (B, M, h, w).
+            realism: r in [0, 1], a number or (B,); a tensor is best kept on the CPU, where its values are looked at.
+
+        Returns:
+            Image (B, 3, 16 h, 16 w), not clamped.
+        """
+        x = _through(self.layers[: self.shared], y / self.gain, self.checkpointing)
+        if isinstance(realism, Tensor) and realism.numel() > 1:
+            values, group = torch.unique(realism, return_inverse=True)
+            parts = [(group == i).nonzero()[:, 0].to(x.device) for i in range(len(values))]
+            out = torch.cat([self._image(x[part], float(r)) for part, r in zip(parts, values, strict=True)])
+            return out[torch.cat(parts).argsort()]
+        return self._image(x, float(realism))
+
+    def _image(self, x: Tensor, r: float) -> Tensor:
+        """Last layers, at one r for all the batch."""
+        layers = self.layers[self.shared :]
+        if r == 0 and not self.training:
+            return layers(x) + 0.5  # type: ignore[no-any-return]
+        # In training also at r = 0: DistributedDataParallel wants every parameter in every step.
+        change = dict(self.realistic.named_parameters())
+        weights = {name: w + r * change[name] for name, w in layers.named_parameters()}
+        return _through(layers, x, self.checkpointing, weights) + 0.5
+
+
+def _without_realism(module: Synthesis, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights from before there was a second set: dW = 0."""
+    names = [f"{prefix}realistic.{name}" for name, _ in module.realistic.named_parameters()]
+    if not any(name in state for name in names):
+        state |= {
+            name: torch.zeros_like(weights) for name, weights in zip(names, module.realistic.parameters(), strict=True)
+        }
 
 
 class Compressor(nn.Module):
@@ -200,6 +282,7 @@ class Compressor(nn.Module):
         block: Kind of residual block, ``residual`` or ``bottleneck``.
         attention: Attention blocks in the transforms, as in ELIC.
         gain: Scale of y at the start of training.
+        realistic_stages: Stages of g_s with weights of their own for r = 1, see :class:`Synthesis`.
 
     Example:
         >>> model = Compressor(widths=(8, 8, 8, 8), blocks=(0, 0, 1, 1), latent_channels=16, hyper_channels=8)
@@ -218,13 +301,14 @@ class Compressor(nn.Module):
         block: Block = "residual",
         attention: bool = False,
         gain: float = 8.0,
+        realistic_stages: int = 0,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
         self.hyper_channels = hyper_channels
         m, n = latent_channels, hyper_channels
         self.g_a = Analysis(widths, blocks, m, block, attention, gain)
-        self.g_s = Synthesis(widths, synthesis_blocks or blocks, m, block, attention, gain)
+        self.g_s = Synthesis(widths, synthesis_blocks or blocks, m, block, attention, gain, realistic_stages)
         self.h_a = nn.Sequential(
             conv3x3(m, n),
             nn.LeakyReLU(inplace=True),
@@ -239,7 +323,7 @@ class Compressor(nn.Module):
             nn.ReLU(inplace=True),
             conv3x3(n, 2 * m),
         )
-        for network in (self.g_a, self.g_s, self.h_a, self.h_s):
+        for network in (self.g_a, self.g_s.layers, self.h_a, self.h_s):
             _initialise(network)
         self.prior_z = FactorizedPrior(n)
         self.prior_y = LevelGaussian()
@@ -269,9 +353,9 @@ class Compressor(nn.Module):
         log_sigma = -self.upper(-self.lower(log_sigma))
         return mu, torch.exp(log_sigma)
 
-    def synthesise(self, y: Tensor) -> Tensor:
-        """Latent (B, M, h, w) to image (B, 3, 16 h, 16 w), float32, not clamped."""
-        return self.g_s(y).float()  # type: ignore[no-any-return]
+    def synthesise(self, y: Tensor, realism: float | Tensor = 0.0) -> Tensor:
+        """Latent (B, M, h, w) at realism r, a number or (B,), to image (B, 3, 16 h, 16 w), float32, not clamped."""
+        return self.g_s(y, realism).float()  # type: ignore[no-any-return]
 
     def likelihoods(self, latents: Latents, q: Tensor, y_q: Tensor) -> dict[str, Tensor]:
         """Probabilities of the symbols at level q (DESIGN 5).

@@ -81,7 +81,7 @@ def evaluate_image(
         for r in realism:
             noise = torch.Generator(x.device).manual_seed(seed + 1)
             y_hat = codec.restore(latents, y_q, step, realism=r, generator=noise)
-            x_hat = codec.compressor.synthesise(y_hat)[0, :, :height, :width].clamp(0, 1)
+            x_hat = codec.compressor.synthesise(y_hat, r)[0, :, :height, :width].clamp(0, 1)
             pictures[q, r] = x_hat = torch.round(x_hat * 255).to(torch.uint8)
             values = {metric.info.name: metric(x_hat, x) for metric in metrics}
             results.append(LevelResult(key, q, r, bits / (height * width), values))

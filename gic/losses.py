@@ -74,8 +74,8 @@ class Objective:
             as 1 / q, so that 0 lets the finest levels dominate and 1 lets all levels count alike.
         reverse_weight: w_rev, weight of the reverse loss.
         reverse_loss: ``nll`` or ``mse``, see :meth:`gic.model.Codec.reverse_loss`.
-        realism: Values of r among which each training sample draws one; the perceptual terms of a sample count
-            r-fold, so that r = 0 stays the estimate of least distortion.
+        realism: Values of r that the samples of a batch take in turn, from a random one on; the perceptual terms of a
+            sample count r-fold, so that r = 0 stays the estimate of least distortion.
         sampler: Sampler in training, the codec's default if left out.
         steps: Number of steps in training, the codec's default if left out.
         terms: Perceptual terms by name.
@@ -131,10 +131,14 @@ class Objective:
 
         Returns:
             ``loss`` to minimise, and its parts before weighting as means over the batch: ``bits_per_pixel``,
-            ``mse`` and ``psnr`` (dB, of the unrounded reconstruction), ``reverse`` and each perceptual term.
+            ``mse`` and ``psnr`` (dB, of the unrounded reconstruction), ``reverse`` and each perceptual term (over the
+            samples with r > 0; NaN if there are none).
         """
         q = codec.sample_levels(len(x), x.device) if q is None else q
-        r = torch.tensor(self.realism, device=x.device)[torch.randint(len(self.realism), (len(x),), device=x.device)]
+        # On the CPU: which samples go together must not wait for a GPU.
+        r = torch.tensor(self.realism)[
+            (torch.arange(len(x)) + torch.randint(len(self.realism), ())) % len(self.realism)
+        ]
         if self.decodes:
             out = codec(x, q, realism=r, sampler=self.sampler, steps=self.steps)
         else:
@@ -150,9 +154,13 @@ class Objective:
         if self.reverse_weight > 0:
             parts["reverse"] = codec.reverse_loss(out.latents, out.y_q, q, self.reverse_loss)
             loss = loss + self.reverse_weight * parts["reverse"]
+        judged = r.nonzero()[:, 0].to(x.device)
         for name, term in self.terms.items():
-            parts[name] = term(out.x_hat, x)
-            loss = loss + term.weight * r * parts[name]
+            if len(judged):
+                parts[name] = term(out.x_hat[judged], x[judged])
+                loss = loss.index_add(0, judged, term.weight * r[r > 0].to(x.device) * parts[name])
+            else:
+                parts[name] = loss.new_full((1,), math.nan)
         return {"loss": loss.mean(), **{name: part.detach().mean() for name, part in parts.items()}}
 
     @staticmethod

@@ -192,7 +192,8 @@ class Codec(nn.Module):
         latents = self.compressor.analyse(x)
         y_q = self.to_level(latents, q, generator)
         y_hat = self.restore(latents, y_q, q, realism=realism, sampler=sampler, steps=steps, generator=generator)
-        return CodecOutput(self.compressor.synthesise(y_hat), y_hat, y_q, latents, self.bits(latents, q, y_q))
+        x_hat = self.compressor.synthesise(y_hat, realism)
+        return CodecOutput(x_hat, y_hat, y_q, latents, self.bits(latents, q, y_q))
 
     def reverse_loss(self, latents: Latents, y_q: Tensor, q: Tensor, kind: Literal["nll", "mse"] = "nll") -> Tensor:
         """How well D undoes the noise, at a random level q' <= q that reuses the residual of level q (DESIGN 4).

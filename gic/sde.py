@@ -257,13 +257,14 @@ def reverse(
         raise ValueError(f"restarts must be 0 or more, not {restarts}")
     y = y_q.to(torch.promote_types(y_q.dtype, torch.float32))
     q = level(q, y)
-    r = level(realism, y)
-    if not bool(((r >= 0) & (r <= 1)).all()):
+    given = torch.as_tensor(realism)  # looked at where it lies: on the CPU that waits for no GPU
+    if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError("realism must lie in [0, 1]")
+    r = level(given, y)
     levels = schedule(steps, rho)
 
     mean = _denoise(denoiser, y, q)
-    if sampler == "mean" or not bool(r.any()):
+    if sampler == "mean" or not bool(given.any()):
         return mean
     if sampler == "euler":
         end = _euler(denoiser, y, q, levels, mean)

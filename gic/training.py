@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from gic.data import TrainLoader
 from gic.errors import ConfigError, DataError, GicError
 from gic.evaluation import LevelResult, evaluate_image, grid_picture, mean_by_level, print_table, save_json
 from gic.images import to_image
@@ -78,7 +81,12 @@ class LitCodec(L.LightningModule):
         realism: Values of r at which it measures.
         metrics: What it measures, by the names of ``gic weights``; better not only what the objective holds, so that a
             codec that games its own loss is found out.
-        autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it; ``off`` stays in float32.
+        autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it, ``bfloat16`` on any device; ``off``
+            stays in float32.
+        compile: Translate the networks with ``torch.compile`` for training, where that works; a warning says so where
+            it does not. The first steps take minutes.
+        activation_checkpointing: Compute what is inside of the transforms' blocks a second time for the gradient
+            instead of keeping it: less memory, more time, the same gradient.
         grid_images: Number of validation images in the grid picture.
     """
 
@@ -93,7 +101,9 @@ class LitCodec(L.LightningModule):
         levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
         realism: Sequence[float] = (0.0, 1.0),
         metrics: Sequence[str] = ("psnr", "ms_ssim"),
-        autocast: Literal["auto", "off"] = "auto",
+        autocast: Literal["auto", "bfloat16", "off"] = "auto",
+        compile: bool = False,
+        activation_checkpointing: bool = False,
         grid_images: int = 4,
     ) -> None:
         super().__init__()
@@ -107,6 +117,8 @@ class LitCodec(L.LightningModule):
         self.realism = list(realism)
         self.metrics = list(metrics)
         self.autocast = autocast
+        self.compiled = compile
+        codec.compressor.g_a.checkpointing = codec.compressor.g_s.checkpointing = activation_checkpointing
         self.grid_images = grid_images
         for name, learns in trainable_parameters(codec, list(trainable)).items():
             codec.get_parameter(name).requires_grad_(learns)
@@ -140,6 +152,8 @@ class LitCodec(L.LightningModule):
         crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
         if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:
             raise ConfigError(f"crop_size must be a multiple of {self.codec.compressor.multiple}, not {crop}")
+        if stage == "fit" and self.compiled:
+            self._compile()
         if stage == "fit" and self.trainer.is_global_zero:
             counts = parameter_counts(self.codec)
             learning = sum(p.numel() for p in self.codec.parameters() if p.requires_grad)
@@ -153,8 +167,38 @@ class LitCodec(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, run_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Say how many crops make one step, and with which learning rate: both are the user's to choose."""
+        loader = self.trainer.train_dataloader
+        if not isinstance(loader, TrainLoader):
+            return
+        nodes, crops, steps = self.trainer.num_nodes, loader.stream.batch_size, self.trainer.accumulate_grad_batches
+        ranks = self.trainer.world_size
+        rate = self.trainer.optimizers[0].param_groups[0]["initial_lr"]
+        self.print(
+            f"effective batch: {ranks // nodes} devices x {nodes} nodes x {crops} crops x {steps} accumulated = "
+            f"{ranks * crops * steps} crops a step; learning rate {rate:g} as set, not scaled with the batch; "
+            f"seed {loader.stream.seed}"
+        )
+
+    def _compile(self) -> None:
+        """Have the networks translated at their first call, if that is possible on this machine."""
+        problem = compiler_problem(self.trainer.strategy.root_device)
+        self.compiled = not problem
+        if problem:
+            rank_zero_warn(f"training goes on without torch.compile, which does not work here: {problem}")
+            return
+        parts = self.codec.compressor
+        for network in (parts.g_a, parts.g_s, parts.h_a, parts.h_s, self.codec.reverse):
+            network.compile()
+
+    def _as_written(self) -> AbstractContextManager[Any]:
+        """No translation: every validation image would need one for its size."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+
     def _autocast(self) -> torch.autocast:
-        enabled = self.autocast == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        on_gpu = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        enabled = self.autocast == "bfloat16" or (self.autocast == "auto" and on_gpu)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -230,7 +274,7 @@ class LitCodec(L.LightningModule):
             return
         x = batch["image"].to(self.device)
         want_grid = len(self.grids) < self.grid_images
-        with self._autocast():
+        with self._autocast(), self._as_written():
             results, pictures = evaluate_image(
                 self.codec,
                 x,
@@ -325,6 +369,18 @@ class LitCodec(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
+
+
+def compiler_problem(device: torch.device) -> str:
+    """Say why ``torch.compile`` does not work on a device, by trying; empty if it does."""
+    if not hasattr(torch.compiler, "set_stance"):
+        return f"it takes PyTorch 2.6, and this is {torch.__version__}"
+    number = time.time_ns() % 1_000_003  # never seen before, or files of an earlier compilation might do
+    try:
+        torch.compile(lambda x: x + number)(torch.ones(8, device=device))
+    except Exception as error:  # compilers, their drivers and their files have many ways to fail
+        return str(error).strip().splitlines()[0] or type(error).__name__
+    return ""
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -464,9 +520,33 @@ class EMA(WeightAveraging):
 
         super().__init__(avg_fn=average)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with the weights that the run begins with: the copy was made before ``init_from`` was read."""
+        assert self._average_model is not None
+        if self._average_model.n_averaged == 0:
+            self._average_model.module.load_state_dict(pl_module.state_dict())
+
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number."""
+    """Lightning's rich progress bar without the version number; where nobody watches, lines for the log.
+
+    When the output goes to a file, ``log_every_n_steps`` decides how often a line tells the step, the speed and the loss.
+    """
+
+    _told = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Move the bar, or print a line."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        step, metrics = trainer.global_step, trainer.logged_metrics
+        quiet = sys.stdout.isatty() or not trainer.is_global_zero
+        if quiet or step % trainer.log_every_n_steps or step == self._told:
+            return
+        self._told = step
+        values = [f"{name.removeprefix('train/')} {float(metrics[name]):.4g}" for name in metrics if "train/" in name]
+        total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        speed = f"{float(metrics['images_per_second']):.3g} images/s" if "images_per_second" in metrics else ""
+        print(", ".join([f"step {step}{total}", *([speed] if speed else []), *values]), flush=True)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Metrics beside the bar."""

@@ -269,7 +269,7 @@ def test_quality_runs_from_the_coarsest_level_to_the_finest(codec) -> None:
 class Upsample(nn.Module):
     """A synthesis that looks at nothing but the latent under each pixel."""
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, realism: float = 0.0) -> Tensor:
         return F.interpolate(y[:, :3] * 0.02 + 0.5, scale_factor=16, mode="nearest")
 
 

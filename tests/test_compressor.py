@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gic import sde
 from gic.compressor import SIGMA_MAX, SIGMA_MIN, Block, Compressor, FactorizedPrior, Latents, LevelGaussian
+from gic.errors import ConfigError
 
 # CompressAI keeps its bounds in float32.
 SMALLEST_RATIO = float(np.float32(0.11))  # of sigma to q, that its Gaussian conditional distinguishes
@@ -223,3 +224,61 @@ def test_the_latents_are_float32_under_autocast() -> None:
         p = model.likelihoods(latents, torch.tensor([0.5, 4.0]), latents.y)
     assert all(v.dtype == torch.float32 and bool(torch.isfinite(torch.log2(v)).all()) for v in p.values())
     assert torch.equal(latents.z_hat, torch.round(latents.z))
+
+
+# --- the two sets of weights of g_s -----------------------------------------------------------------------
+
+
+def realistic(stages: int = 2) -> Compressor:
+    """A compressor whose second set of weights is not zero."""
+    model = tiny(realistic_stages=stages)
+    for weights in model.g_s.realistic.parameters():
+        torch.nn.init.normal_(weights, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 3, 4])
+def test_the_second_set_of_weights_belongs_to_the_last_stages_and_changes_nothing_at_first(stages: int) -> None:
+    plain, model = tiny(), tiny(realistic_stages=stages)
+    missing = model.load_state_dict(plain.state_dict())
+    assert not missing.missing_keys and not missing.unexpected_keys
+    y = torch.randn(2, 8, 4, 8)
+    for mode in (True, False):
+        model.train(mode)
+        for r in (0.0, 1.0):
+            assert torch.equal(model.synthesise(y, r), plain.synthesise(y))
+    blocks = sum(p.numel() for p in model.g_s.layers.parameters())
+    own = sum(p.numel() for p in model.g_s.realistic.parameters())
+    assert own == 0 if stages == 0 else 0 < own < blocks
+
+
+def test_realism_interpolates_the_weights_of_g_s() -> None:
+    model, y = realistic(), torch.randn(2, 8, 4, 8)
+    for r in (0.0, 0.3, 1.0):
+        merged = tiny()
+        state = {k: v for k, v in model.state_dict().items() if ".realistic." not in k}
+        for name, change in model.g_s.realistic.named_parameters():
+            state[f"g_s.layers.{name}"] = state[f"g_s.layers.{name}"] + r * change
+        merged.load_state_dict(state)
+        assert torch.allclose(model.synthesise(y, r), merged.synthesise(y), atol=1e-6)
+    assert not torch.allclose(model.synthesise(y, 0.0), model.synthesise(y, 1.0), atol=1e-2)
+
+
+def test_each_sample_has_its_own_realism() -> None:
+    model, y = realistic(), torch.randn(5, 8, 4, 8)
+    r = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0])
+    apart = torch.cat([model.synthesise(y[i : i + 1], float(r[i])) for i in range(5)])
+    assert torch.allclose(model.synthesise(y, r), apart, atol=1e-6)
+
+
+def test_no_realism_means_no_gradient_for_the_second_set_of_weights() -> None:
+    model, y = realistic().train(), torch.randn(2, 8, 4, 8)
+    model.synthesise(y, torch.tensor([0.0, 0.0])).square().mean().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.g_s.realistic.parameters())
+    model.synthesise(y, torch.tensor([0.0, 1.0])).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.g_s.realistic.parameters())
+
+
+def test_more_realistic_stages_than_stages_are_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"realistic_stages must lie in 0 \.\.\. 4, not 5"):
+        tiny(realistic_stages=5)

@@ -75,7 +75,7 @@ def test_presets_have_the_sizes_they_are_meant_to_have():
         path.stem: parameter_counts(build_codec(yaml.safe_load(path.read_text())["model"]["codec"]))["all"]
         for path in MODELS
     }
-    assert count["small"] <= 12e6
+    assert count["small"] <= 12.5e6  # float16 weights of less than 25 MB
     assert 60e6 <= count["base"] <= 120e6
 
 

@@ -94,7 +94,8 @@ def test_the_loss_is_the_stated_sum_of_its_parts(level_balance: float, r: float)
         loss = Objective(level_balance=level_balance, realism=(r,), **options)(codec, images(1), torch.tensor([q]))
         weight = (q / 2) ** level_balance  # the geometric mean of 0.5 and 8 is 2
         expected = weight * (0.3 * loss["bits_per_pixel"] + 700 / q**2 * loss["mse"])
-        expected = expected + 0.2 * loss["reverse"] + 3 * r * loss["roughness"]
+        expected = expected + 0.2 * loss["reverse"] + (3 * r * loss["roughness"] if r else 0.0)
+        assert loss["roughness"].isnan() == (r == 0)
         assert float(loss["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
         assert float(loss["psnr"]) == pytest.approx(-10 * math.log10(float(loss["mse"])), rel=1e-5)
         assert [name for name, part in loss.items() if part.requires_grad] == ["loss"]

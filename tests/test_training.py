@@ -123,6 +123,14 @@ def test_a_run_ends_with_what_it_changed_by_metrics_that_are_not_in_its_loss(wor
         assert f"{old:.2f} -> {row['psnr']:.2f}" in printed
 
 
+def test_where_nobody_watches_lines_tell_how_far_a_run_is(words, capsys):
+    bar = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks", "gic.training.ProgressBar")
+    make_cli(words("fit", "--trainer.max_steps", "5", "--trainer.log_every_n_steps", "2", *bar))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split(",")[0] for line in lines] == ["step 2/5", "step 4/5"]
+    assert all(" loss " in line and " psnr " in line for line in lines)
+
+
 def test_validation_without_psnr_is_refused(words):
     with pytest.raises(ConfigError, match="psnr"):
         make_cli(words("fit", "--model.metrics", "[ms_ssim]"))
