@@ -183,7 +183,7 @@ class TrainLoader:
 
 
 class ImageData(lightning.LightningDataModule):
-    """Training, validation and test images.
+    """Training and validation images.
 
     Training batches are :class:`TrainBatch`, evaluation items :class:`EvalItem`. A checkpoint holds how far
     training has come in the data, and a run resumed from it sees exactly the batches that an uninterrupted
@@ -194,7 +194,6 @@ class ImageData(lightning.LightningDataModule):
         train: Shards, as :func:`expand_shards` takes them; None for synthetic images, which are made in
             ``synthetic_dir`` at first use.
         val: Shards, files or folders, as :class:`EvalImages` takes them; None for synthetic images.
-        test: The same; None for those of ``val``.
         synthetic_dir: Folder for the shards of synthetic images.
         crop_size: Side of the training crops in pixels.
         batch_size: Crops per batch and rank.
@@ -217,7 +216,6 @@ class ImageData(lightning.LightningDataModule):
         self,
         train: str | list[str] | None = None,
         val: str | list[str] | None = None,
-        test: str | list[str] | None = None,
         *,
         synthetic_dir: str = "data/synthetic",
         crop_size: int = 256,
@@ -248,7 +246,6 @@ class ImageData(lightning.LightningDataModule):
         )
         self.train = train
         self.val = val
-        self.test = test
         self.synthetic_dir = Path(synthetic_dir)
         self.crop_size = crop_size
         self.batch_size = batch_size
@@ -279,10 +276,7 @@ class ImageData(lightning.LightningDataModule):
         if stage == "fit":
             self._loader = None  # a new run begins with epoch 0, or where load_state_dict says
             expand_shards(self._source("train"))
-        if stage in ("fit", "validate"):
-            self._images("val", self.val_limit)
-        if stage == "test":
-            self._images("test", None)
+        self._images()
 
     def train_dataloader(self) -> TrainLoader:
         """Training batches of this rank, from where a loaded state left off."""
@@ -319,11 +313,7 @@ class ImageData(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[EvalItem]:
         """Validation images of this rank, one by one."""
-        return self._eval_loader("val", self.val_limit)
-
-    def test_dataloader(self) -> DataLoader[EvalItem]:
-        """Test images of this rank, one by one."""
-        return self._eval_loader("test", None)
+        return Workers(self._images(), num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has come in the data; the same on every rank."""
@@ -338,8 +328,6 @@ class ImageData(lightning.LightningDataModule):
     def _source(self, split: str) -> str | list[str]:
         """What the split reads, with the defaults filled in."""
         source: str | list[str] | None = getattr(self, split)
-        if source is None and split == "test":
-            return self._source("val")
         if source is not None:
             return source
         shards = sorted(str(path) for path in self.synthetic_dir.glob(f"{split}-*.tar"))
@@ -347,14 +335,10 @@ class ImageData(lightning.LightningDataModule):
             raise DataError(f"there are no synthetic images in {self.synthetic_dir}: call prepare_data() first")
         return shards
 
-    def _images(self, split: str, limit: int | None) -> EvalImages:
+    def _images(self) -> EvalImages:
         rank, world_size = self._process()
-        source = self._source(split)
-        return EvalImages(source, limit=limit, rank=rank, world_size=world_size, remote=self.remote)
-
-    def _eval_loader(self, split: str, limit: int | None) -> DataLoader[EvalItem]:
-        images = self._images(split, limit)
-        return Workers(images, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+        source = self._source("val")
+        return EvalImages(source, limit=self.val_limit, rank=rank, world_size=world_size, remote=self.remote)
 
     def _process(self) -> tuple[int, int]:
         """Rank and number of processes."""

@@ -69,14 +69,21 @@ class Preemption(LastInLine):
         if stage != "fit":
             return
         self._saver(trainer)
-        environment = getattr(trainer.strategy, "cluster_environment", None)
+        self._noted = 0
+        environment = trainer._accelerator_connector.cluster_environment  # strategies of one device have none
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False  # it saves inside of the handler, where a collective may be under way
 
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over: a validation before the first step may be a long one."""
+        self._take_over()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning, which puts back what it found when the run ends."""
-        self._noted = 0
         self._step, self._compared, self._next = -1, (trainer.global_step, time.monotonic()), 0
+        self._take_over()
+
+    def _take_over(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for each in _SIGNALS:
                 signal.signal(each, self._note)

@@ -169,6 +169,8 @@ class LitCodec(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Say how many crops make one step, and with which learning rate: both are the user's to choose."""
+        for optimizer in self.trainer.optimizers:
+            match_layout(optimizer)
         loader = self.trainer.train_dataloader
         if not isinstance(loader, TrainLoader):
             return
@@ -369,6 +371,18 @@ class LitCodec(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
+
+
+def match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay out an optimiser's state in memory as the parameters are.
+
+    A checkpoint of weights that lay otherwise brings state that does; fused optimisers walk through both side by side
+    without a look at the strides, and would silently take the state of one weight for another's.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def compiler_problem(device: torch.device) -> str:

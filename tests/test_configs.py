@@ -14,9 +14,10 @@ from gic.errors import ConfigError
 from gic.lightning_cli import expand_configs, make_cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test"))
+RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test", "strategies"))
 BENCHMARKS = sorted((CONFIGS / "test").glob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
+STRATEGIES = sorted((CONFIGS / "strategies").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -65,6 +66,28 @@ def test_every_model_preset_combines_with_a_run(path, tmp_path, monkeypatch):
     cli = make_cli(words, run=False)
     wanted = yaml.safe_load(path.read_text())["model"]["codec"]["init_args"]["reverse"]["init_args"]["latent_channels"]
     assert cli.model.codec.compressor.latent_channels == wanted
+
+
+def test_every_strategy_combines_with_a_run_and_with_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def settings(*names):
+        overlays = [word for path in names for word in ("--config", str(path))]
+        words = ["fit", "--config", str(CONFIGS / "photos.yaml"), *overlays, "--trainer.accelerator", "cpu"]
+        cli = make_cli(words, run=False)
+        config = cli.config.as_dict()
+        assert cli.trainer.max_steps > 0
+        return {key: config[part][key] for part in ("trainer", "model") for key in config[part] if key != "callbacks"}
+
+    plain = settings()
+    changed = {}
+    for path in STRATEGIES:
+        mine = {key: value for key, value in settings(path).items() if value != plain[key]}
+        assert len(mine) == 1, path  # what a file does not name stays as it was
+        changed |= mine
+    assert len(changed) == len(STRATEGIES) > 3
+    together = settings(*STRATEGIES)
+    assert {key: value for key, value in together.items() if value != plain[key]} == changed
 
 
 def test_presets_have_the_sizes_they_are_meant_to_have():

@@ -19,7 +19,7 @@ import pytest
 import torch
 from test_data import every_key, keys, stream, write_shards
 from torch.utils.data import DataLoader
-from training_runs import DDP, KILL, callback_words, children, finish, losses, start, tiny, wait_for
+from training_runs import DDP, KILL, PATIENCE, callback_words, children, finish, losses, start, tiny, wait_for
 
 from gic.data import TrainLoader, WorkerDiedError, Workers
 from gic.errors import ConfigError, DataError
@@ -44,6 +44,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """Ends a test that hangs."""
+
+    def hangs(*_: Any) -> None:
+        raise AssertionError(f"the test hangs: it is not over after {2 * PATIENCE} s")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(2 * PATIENCE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 # Shards over the network

@@ -86,6 +86,21 @@ def test_a_signal_in_the_last_step_lets_the_run_end(pictures, tmp_path, monkeypa
     assert (tmp_path / "ckpt" / "step-000002.ckpt").exists()
 
 
+def test_a_signal_before_the_first_step_is_not_lost(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = tiny(pictures, "--trainer.max_steps", "3", "--trainer.num_sanity_val_steps", "1", *callback_words())
+    words[words.index("--trainer.limit_val_batches") + 1] = "1"
+    cli = make_cli(words, run=False)
+
+    def validation_step(batch: Any, batch_idx: int, step: Any = cli.model.validation_step) -> None:
+        os.kill(os.getpid(), USR1)
+        step(batch, batch_idx)
+
+    monkeypatch.setattr(cli.model, "validation_step", validation_step)
+    with pytest.raises(PreemptedError, match="stopped by SIGUSR1 after step 1"):
+        cli.trainer.fit(cli.model, cli.datamodule)
+
+
 def test_what_preemption_needs_is_named(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"gic\.training\.Checkpoint"):

@@ -1,4 +1,4 @@
-"""The project's job script on a real SLURM: two nodes train as one job, are interrupted, and go on by themselves."""
+"""The project's job scripts on a real SLURM: two nodes work as one job, are interrupted, and go on by themselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from slurm_cluster import Cluster, missing_programs
+from small import CONFIG, small_model
 from training_runs import CONFIGS, HERE, PATIENCE, losses
+
+from gic.benchmark.results import load_results
+from gic.checkpoint import save_weights
+from gic.synthetic import ensure_synthetic_shards
 
 pytestmark = pytest.mark.slurm
 
@@ -90,6 +95,7 @@ def test_a_job_on_two_nodes_is_interrupted_requeued_and_resumed(cluster, workpla
     cluster.wait_for(lambda: cluster.state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), 2 * PATIENCE)
     assert cluster.state(job) == "COMPLETED", text()[-6000:]
     assert "start 1: 2 nodes x 1 tasks on node[1-2]" in text()
+    assert text().count("effective batch: 1 devices x 2 nodes x 2 crops x 1 accumulated = 4 crops") == 2
     assert f"from the checkpoint path at {run.relative_to(tmp_path)}/checkpoints/step-{step:06d}.ckpt" in text()
     for rank in (0, 1):  # no step was lost, and none was made twice
         assert [number for number, _ in losses(tmp_path, rank)] == list(range(1, STEPS + 1))
@@ -123,3 +129,51 @@ def test_an_array_is_as_many_runs(cluster, workplace, tmp_path):
         run = tmp_path / "runs" / "tiny" / f"job-{job}-{seed}"
         assert f"seed_everything: {seed}" in (run / "config.yaml").read_text()
         assert (run / "checkpoints" / "step-000002.ckpt").exists()
+
+
+BENCHMARK = """
+codecs:
+  - class_path: gic.benchmark.codecs.Gic
+    init_args: {q: [1.0, 4.0], decodings: [{realism: 0.0}]}
+baselines:
+  - class_path: gic.benchmark.baselines.Jpeg
+    init_args: {qualities: [10, 60]}
+metrics: [psnr]
+anchor: jpeg
+accelerator: cpu
+"""
+
+
+def test_two_nodes_share_the_images_of_a_benchmark_and_the_tasks_of_an_array_have_each_their_own(
+    cluster, workplace, tmp_path
+):
+    ensure_synthetic_shards(tmp_path / "pictures", train=1, val=5, size=(96, 96), progress=False)
+    config = tmp_path / "test.yaml"
+    config.write_text(f"{BENCHMARK}data: {tmp_path / 'pictures' / 'val-000000.tar'}\n")
+    for number in (1, 2):
+        save_weights(tmp_path / f"weights-{number}.safetensors", small_model(number).state_dict(), CONFIG)
+
+    def words(task: str) -> list[str]:
+        paths = ["--ckpt_path", f"weights-{task}.safetensors", "--output", f"out-{task}", "--cache", f"cache-{task}"]
+        return [str(ROOT / "slurm" / "test.sbatch"), "--config", str(config), *paths]
+
+    def finished(job: str) -> str:
+        cluster.wait_for(lambda: not cluster("squeue", "-h", "-j", job), 2 * PATIENCE)
+        return "\n".join(path.read_text() for path in sorted(tmp_path.glob("slurm-*.log")))
+
+    def means(folder: str) -> dict[tuple[str, str], float | None]:
+        assert (tmp_path / folder / "results.json").exists(), log
+        results = load_results(tmp_path / folder / "results.json")
+        assert len(results.images) == 5
+        assert all(len(point.images) == 5 for curve in results.curves for point in curve.points)
+        return {(c.name, p.setting): p.mean("psnr") for c in results.curves for p in c.points}
+
+    log = finished(submit(cluster, tmp_path, workplace, "--nodes=1", "--array=1-2", *words("%a")))
+    alone, other = means("out-1"), means("out-2")
+    assert alone.keys() == other.keys()
+    assert {curve for curve, setting in alone if alone[curve, setting] != other[curve, setting]} == {"gic r=0"}
+
+    (tmp_path / "weights-1.safetensors").rename(tmp_path / "weights-both.safetensors")
+    log = finished(submit(cluster, tmp_path, workplace, *words("both")))
+    assert "Starting with 2 processes" in log
+    assert means("out-both") == pytest.approx(alone, abs=1e-6)

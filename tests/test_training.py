@@ -15,7 +15,7 @@ from gic.checkpoint import load_codec, read_weights
 from gic.errors import ConfigError, DataError
 from gic.lightning_cli import make_cli
 from gic.synthetic import ensure_synthetic_shards
-from gic.training import EMA, NonFiniteLossError, WarmupCosine
+from gic.training import EMA, NonFiniteLossError, WarmupCosine, match_layout
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
@@ -166,6 +166,18 @@ def test_a_stage_without_its_predecessor_says_which_file_is_missing(words):
         make_cli(words("fit", "--model.init_from", "nowhere.ckpt"))
 
 
+def test_the_first_validation_is_of_the_weights_that_a_stage_begins_with(words, tmp_path):
+    make_cli(words("fit", "--trainer.max_steps", "30", "--trainer.callbacks", CHECKPOINTS))
+    make_cli(words("validate", "--ckpt_path", "ckpt/step-000030.ckpt"))
+    expected = json.loads((tmp_path / "results" / "val-000030.json").read_text())["mean"]
+    more = ["--model.init_from", "ckpt/step-000030.ckpt", "--seed_everything", "5", "--trainer.max_steps", "1"]
+    callbacks = CHECKPOINTS.replace("dirpath: ckpt", "dirpath: later")
+    cli = make_cli(words("fit", *more, "--trainer.num_sanity_val_steps", "-1", "--trainer.callbacks", callbacks))
+    assert [(mean.q, mean.realism) for mean in cli.model.before] == [(row["q"], row["realism"]) for row in expected]
+    for mean, row in zip(cli.model.before, expected, strict=True):
+        assert mean.metrics["psnr"] == pytest.approx(row["psnr"], abs=1e-4)
+
+
 def test_a_non_finite_loss_stops_the_run_and_saves_the_batch(words, tmp_path):
     cli = make_cli(words("fit"), run=False)
     with torch.no_grad():
@@ -208,6 +220,25 @@ def test_the_average_of_a_short_run_has_forgotten_the_first_weights():
         torch.nn.init.constant_(live.weight, 1.0 + step / 300)
         averaged.update_parameters(live)
     assert 1.8 < averaged.module.weight.item() < 2.0
+
+
+def test_a_fused_optimiser_goes_on_from_a_state_that_lay_otherwise():
+    gradient, start, ends = torch.randn(4, 3, 3, 3), torch.randn(4, 3, 3, 3), []
+    for layouts in ((torch.contiguous_format,) * 2, (torch.contiguous_format, torch.channels_last)):
+        state, weight = None, start
+        for layout in layouts:
+            weight = torch.nn.Parameter(weight.detach().clone(memory_format=layout))
+            optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+            if state is not None:
+                optimizer.load_state_dict(state)
+                match_layout(optimizer)
+            weight.grad = gradient.clone(memory_format=layout)
+            optimizer.step()
+            state = optimizer.state_dict()
+            gradient = gradient.roll(1)
+        ends.append(weight.detach())
+        gradient = gradient.roll(-2)
+    assert torch.equal(*ends)
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor():

@@ -117,14 +117,15 @@ class Benchmark:
         for name, reason in runner.not_computed.items():
             if first:
                 print(f"not computed: {name}: {reason}", file=sys.stderr)
+        named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
+        about = about_run(command, team.device, named)  # now: the code may be changed while it runs
         with Narrator(self._count(team)) as runner.say:
             mine, failures = runner.run(self.data, self.limit)
         records = runner.collect(mine, failures)
         sets = runner.set_values(records, mine)
         if not first:
             return None
-        named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
-        results = runner.results(records, sets, about_run(command, team.device, named))
+        results = runner.results(records, sets, about)
         self._write(results, records)
         return results
 
