@@ -544,7 +544,7 @@ class EMA(WeightAveraging):
 class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar without the version number; where nobody watches, lines for the log.
 
-    When the output goes to a file, ``log_every_n_steps`` decides how often a line tells the step, the speed and the loss.
+    When the output goes to a file, ``log_every_n_steps`` decides how often a line tells step, speed and loss.
     """
 
     _told = 0
@@ -554,7 +554,8 @@ class ProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, *args)
         step, metrics = trainer.global_step, trainer.logged_metrics
         quiet = sys.stdout.isatty() or not trainer.is_global_zero
-        if quiet or step % trainer.log_every_n_steps or step == self._told:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if quiet or step % every or step == self._told:
             return
         self._told = step
         values = [f"{name.removeprefix('train/')} {float(metrics[name]):.4g}" for name in metrics if "train/" in name]
