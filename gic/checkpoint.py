@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gic import __version__
 from gic.errors import ConfigError
 from gic.files import replacing
 from gic.model import Codec
@@ -158,6 +159,7 @@ def add_export_options(parser: ArgumentParser) -> None:
     """Options of ``gic export``."""
     parser.add_argument("checkpoint", help="training checkpoint, .ckpt")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="weights file to write, .safetensors")
+    parser.add_argument("--note", metavar="TEXT", help="where the weights come from, kept in the file: data, licence")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
@@ -173,6 +175,7 @@ def export(args: Namespace) -> int:
     if output.suffix != ".safetensors":
         raise ConfigError(f"the output must end in .safetensors, not {output}")
     weights = read_weights(args.checkpoint)
-    save_weights(output, weights.state, weights.config, weights.provenance)
+    about = {**weights.provenance, "gic": __version__, "torch": str(torch.__version__)}
+    save_weights(output, weights.state, weights.config, about | ({"note": args.note} if args.note else {}))
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0

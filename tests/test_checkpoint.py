@@ -1,0 +1,61 @@
+"""Weights on disk: what `gic export` makes of a checkpoint, and what of older ones is still read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import gic
+from gic.checkpoint import build_codec, load_codec, read_weights
+from gic.cli import run
+
+TINY = Path(__file__).with_name("tiny.yaml")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """What a training run leaves, as far as it matters here."""
+    config = yaml.safe_load(TINY.read_text())["model"]["codec"]
+    torch.manual_seed(0)
+    codec = build_codec(config)
+    state = {f"codec.{name}": tensor for name, tensor in codec.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"codec": config}, "global_step": 7}, path)
+    return path
+
+
+def test_exported_weights_are_the_checkpoints_in_half_precision_and_say_where_they_come_from(checkpoint, tmp_path):
+    output = tmp_path / "weights.safetensors"
+    assert run(["export", str(checkpoint), "-o", str(output), "--note", "two photographs, CC0"]) == 0
+    weights = read_weights(output)
+    assert weights.provenance["step"] == 7
+    assert weights.provenance["gic"] == gic.__version__
+    assert weights.provenance["note"] == "two photographs, CC0"
+    state = load_codec(output).state_dict()
+    for name, tensor in load_codec(checkpoint).state_dict().items():
+        assert torch.equal(state[name], tensor.half().float())
+    assert output.stat().st_size < checkpoint.stat().st_size
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path, capsys):
+    output = tmp_path / "weights.safetensors"
+    output.write_bytes(b"precious")
+    assert run(["export", str(checkpoint), "-o", str(output)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert output.read_bytes() == b"precious"
+    assert run(["export", str(checkpoint), "-o", str(output), "--overwrite"]) == 0
+    assert load_codec(output)
+
+
+def test_a_checkpoint_from_before_the_second_set_of_weights_serves_a_codec_that_has_one(checkpoint, tmp_path):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["hyper_parameters"]["codec"]["init_args"]["compressor"]["init_args"]["realistic_stages"] = 2
+    assert not any("realistic" in name for name in saved["state_dict"])
+    torch.save(saved, checkpoint)
+    codec = load_codec(checkpoint)
+    second = list(codec.compressor.g_s.realistic.parameters())
+    assert second
+    assert not any(weights.any() for weights in second)
