@@ -53,7 +53,7 @@ def gic_coder(tables: Tables, index: NDArray[Any], symbols: NDArray[Any]) -> tup
 
 
 def compressai_coder(tables: Tables, index: NDArray[Any], symbols: NDArray[Any]) -> tuple[int, float, float]:
-    cdfs = [tables.row(table) for table in range(len(tables))]
+    cdfs = [row.tolist() for row in np.split(tables.rows.edges, tables.rows.first[1:-1])]
     sizes = [len(cdf) for cdf in cdfs]
     offsets = tables.low.tolist()
 

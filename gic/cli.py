@@ -20,13 +20,15 @@ TRAINING = {
     "validate": "measure a checkpoint on the validation images, by ideal code length",
 }
 BENCHMARK = {"test": "measure weights on real files, beside other codecs: gic test --config configs/test/kodak.yaml"}
-# Each has a function of its name, which takes the parsed options and returns the exit code, and one that adds them.
+# Each has a function of its name (with _ for -), which takes the parsed options and returns the exit code, and one that
+# adds them.
 COMMANDS = {
     "compress": ("gic.commands", "compress pictures to .gic files at any rate"),
     "decompress": ("gic.commands", "turn .gic files into pictures"),
     "info": ("gic.commands", "say what is in a .gic file"),
     "shards": ("gic.shards", "write WebDataset shards from folders of pictures"),
     "export": ("gic.checkpoint", "turn a training checkpoint into a small weights file"),
+    "fit-critic": ("gic.fit_critic", "train the no-reference critic of the perceptual loss"),
     "weights": ("gic.metric_weights", "list or fetch the weights that metrics need"),
 }
 USER_ERROR = 2
@@ -91,5 +93,6 @@ def _run_command(command: str, argv: list[str]) -> int:
     module_name, text = COMMANDS[command]
     module = import_module(module_name)
     parser = ArgumentParser(prog=f"gic {command}", description=text)
-    getattr(module, f"add_{command}_options")(parser)
-    return int(getattr(module, command)(parser.parse_args(argv)))
+    name = command.replace("-", "_")
+    getattr(module, f"add_{name}_options")(parser)
+    return int(getattr(module, name)(parser.parse_args(argv)))

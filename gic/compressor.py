@@ -18,14 +18,12 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.layers import AttentionBlock, ResidualBlock, conv3x3, subpel_conv3x3
-from compressai.models.sensetime import ResidualBottleneckBlock
-from compressai.ops import LowerBound
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gic.errors import ConfigError
+from gic.layers import AttentionBlock, LowerBound, ResidualBlock, ResidualBottleneckBlock, conv3x3, subpel_conv3x3
 from gic.sde import level
 
 Block = Literal["residual", "bottleneck"]
@@ -57,44 +55,69 @@ class Latents(NamedTuple):
     sigma: Tensor
 
 
-class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
-    """CompressAI's entropy bottleneck on whole numbers: no quantiles to learn, no tables in the state.
+class FactorizedPrior(nn.Module):
+    """Learned density of whole numbers, one for each channel (Balle et al. 2018, arXiv 1802.01436, appendix 6.1).
 
-    The medians are 0, so that z_hat is made of whole numbers; everything else that coding needs follows from the
-    weights when they are loaded.
+    CompressAI's entropy bottleneck around the median 0, so that z_hat is made of whole numbers; everything that coding
+    needs follows from the weights when they are loaded.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, filters: Sequence[int] = (3, 3, 3, 3)) -> None:
+        super().__init__()
+        self.channels = channels
+        self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         # Narrow at first: z is of order one then, and a wide law costs bits until it has been unlearnt.
-        super().__init__(channels, init_scale=2)
-        del self.quantiles, self.target
-        del self._offset, self._quantized_cdf, self._cdf_length
+        scale = 2 ** (1 / (len(filters) + 1))
+        for rows, columns in zip((*filters, 1), (1, *filters), strict=True):
+            self.matrices.append(
+                nn.Parameter(torch.full((channels, rows, columns), math.log(math.expm1(1 / scale / rows))))
+            )
+            self.biases.append(nn.Parameter(torch.rand(channels, rows, 1) - 0.5))
+        for rows in filters:
+            self.factors.append(nn.Parameter(torch.zeros(channels, rows, 1)))
+        self.likelihood_lower_bound = LowerBound(1e-9)
 
-    def _get_medians(self) -> Tensor:
-        reference: Tensor = self.matrices[0]
-        return reference.new_zeros(self.channels, 1, 1)
+    def _logits_cumulative(self, values: Tensor) -> Tensor:
+        """Logits of the distribution functions at values (C, 1, n)."""
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            values = torch.matmul(F.softplus(matrix), values) + bias
+            if i < len(self.factors):
+                values = values + torch.tanh(self.factors[i]) * torch.tanh(values)
+        return values
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent z (B, C, ...), noisy in training mode and rounded otherwise, and its probabilities, at least 1e-9."""
+        across = z.transpose(0, 1).contiguous()  # so that the noise does not depend on the layout
+        values = across.reshape(self.channels, 1, -1)
+        values = values + (torch.rand_like(values) - 0.5) if self.training else torch.round(values)
+        p = torch.sigmoid(self._logits_cumulative(values + 0.5)) - torch.sigmoid(self._logits_cumulative(values - 0.5))
+        p = self.likelihood_lower_bound(p)
+        return values.reshape(across.shape).transpose(0, 1), p.reshape(across.shape).transpose(0, 1)
 
 
-class LevelGaussian(GaussianConditional):  # type: ignore[misc]
-    """CompressAI's Gaussian conditional for a latent that is already at level q, on any grid offset."""
+class LevelGaussian(nn.Module):
+    """Gaussian conditional for a latent that is already at level q, on any grid offset."""
 
     def __init__(self) -> None:
-        super().__init__(None)
-        del self._offset, self._quantized_cdf, self._cdf_length, self.scale_table, self.scale_bound
+        super().__init__()
+        self.lower_bound_scale = LowerBound(0.11)
+        self.likelihood_lower_bound = LowerBound(1e-9)
 
     def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2), at least 1e-9 (DESIGN 5).
 
         Valid for both quantisers: under ``dither`` the cell is the one shifted by u.
         """
-        likelihood: Tensor = self._likelihood(y_q / q, sigma / q, mu / q)
-        return self.likelihood_lower_bound(likelihood)  # type: ignore[no-any-return]
+        scale = self.lower_bound_scale(sigma / q)
+        distance = torch.abs(y_q / q - mu / q)
+        p = (torch.erfc((distance - 0.5) / scale * 2**-0.5) - torch.erfc((distance + 0.5) / scale * 2**-0.5)) / 2
+        return self.likelihood_lower_bound(p)  # type: ignore[no-any-return]
 
 
 def _make_block(kind: Block, channels: int) -> nn.Module:
     if kind == "residual":
-        return ResidualBlock(channels, channels)  # type: ignore[no-any-return]
-    return ResidualBottleneckBlock(channels, channels)  # type: ignore[no-any-return]
+        return ResidualBlock(channels)
+    return ResidualBottleneckBlock(channels)
 
 
 def _initialise(network: nn.Module) -> None:

@@ -129,23 +129,19 @@ class Tables:
         scaled = np.floor(mass * (rans.TOTAL - size[table] - 1) + 0.5).astype(np.int64)
         # Rounding must not let a distribution function fall.
         scaled = np.maximum.accumulate(scaled + table * rans.TOTAL) - table * rans.TOTAL
-        self.starts = position + scaled
+        self.starts = (position + scaled).astype(np.int32)
         """Start of each event's interval in [0, 2^16)."""
-        ends = np.append(self.starts[1:], 0)
+        ends = np.append(self.starts[1:], np.int32(0))
         ends[self.first[1:] - 1] = rans.TOTAL
         self.frequencies = ends - self.starts
         self.bits = rans.PRECISION - np.log2(self.frequencies)
         """Code length of each event; an estimate only, never part of the coding."""
-        self._rows: dict[int, list[int]] = {}
+        edges = np.insert(self.starts, self.first[1:], rans.TOTAL)
+        self.rows = rans.Rows(edges, (self.first + np.arange(len(self.first))).astype(np.int32))
+        """The same for the decoder."""
 
     def __len__(self) -> int:
         return len(self.size)
-
-    def row(self, table: int) -> list[int]:
-        """Starts of the intervals of one table and 2^16."""
-        if table not in self._rows:
-            self._rows[table] = [*self.starts[self.first[table] : self.first[table + 1]].tolist(), rans.TOTAL]
-        return self._rows[table]
 
     def events(
         self, tables: NDArray[np.integer[Any]], symbols: IntArray
@@ -169,16 +165,15 @@ class Tables:
         Raises:
             ValueError: If a symbol is larger than SYMBOL_MAX.
         """
-        if symbols.size and int(np.abs(symbols.astype(np.int64)).max()) > SYMBOL_MAX:
+        if symbols.size and max(int(symbols.max()), -int(symbols.min())) > SYMBOL_MAX:
             raise ValueError(f"a symbol exceeds {SYMBOL_MAX} in magnitude")
         events, distance = self.events(tables, symbols)
-        starts: list[int] = self.starts[events].tolist()
-        frequencies: list[int] = self.frequencies[events].tolist()
-        for value in distance[distance != 0].tolist():
-            for number, bits in _escape(value):
-                starts.append(number << (rans.PRECISION - bits))
-                frequencies.append(1 << (rans.PRECISION - bits))
-        return rans.encode(starts, frequencies)
+        spelt = [piece for value in distance[distance != 0].tolist() for piece in _escape(value)]
+        starts = np.array([number << (rans.PRECISION - bits) for number, bits in spelt], np.int32)
+        frequencies = np.array([1 << (rans.PRECISION - bits) for _, bits in spelt], np.int32)
+        return rans.encode(
+            np.concatenate([self.starts[events], starts]), np.concatenate([self.frequencies[events], frequencies])
+        )
 
     def decode(self, data: bytes, tables: NDArray[np.integer[Any]]) -> IntArray:
         """Undo :meth:`encode`.
@@ -188,8 +183,7 @@ class Tables:
                 size of the data only.
         """
         decoder = rans.Decoder(data)
-        rows = {table: self.row(table) for table in np.unique(tables).tolist()}
-        positions = np.array(decoder.read(map(rows.__getitem__, tables.tolist())), dtype=np.int64)
+        positions = decoder.read(self.rows, tables)
         symbols = self.low[tables] + positions
         for index in np.flatnonzero(positions == self.size[tables]).tolist():
             table = tables[index]
@@ -197,7 +191,7 @@ class Tables:
             edge = self.low[table] if distance < 0 else self.low[table] + self.size[table] - 1
             symbols[index] = edge + distance
         decoder.finish()
-        if symbols.size and int(np.abs(symbols).max()) > SYMBOL_MAX:
+        if symbols.size and max(int(symbols.max()), -int(symbols.min())) > SYMBOL_MAX:
             raise FormatError("the entropy-coded data are damaged: a symbol is too large")
         decoded: IntArray = symbols.astype(np.int32)
         return decoded

@@ -22,7 +22,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # as the user's umask has it: safetensors writes files that nobody else may read
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

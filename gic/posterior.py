@@ -19,6 +19,8 @@ errs by 0.05 q.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +44,28 @@ def _units(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, T
 def _safe(t: Tensor, mask: Tensor, neutral: float) -> Tensor:
     """``t`` where ``mask`` holds, a harmless number elsewhere: branches not taken must not yield NaN gradients."""
     return torch.where(mask, t, torch.full_like(t, neutral))
+
+
+class _Form(NamedTuple):
+    """A formula for one branch, and harmless arguments for it."""
+
+    formula: Callable[..., Tensor]
+    neutral: tuple[float, ...]
+
+
+def _by_branch(forms: Sequence[_Form], *arguments: Tensor) -> Tensor:
+    """Each element by the form of its branch: narrow, tail or centre, of the first two arguments c and h."""
+    branches = _branches(arguments[0], arguments[1])
+    value = torch.zeros_like(arguments[0])
+    for (formula, neutral), mask in zip(forms, branches, strict=True):
+        if value.is_cuda:  # counting the elements of a branch would wait for the GPU
+            safe = [_safe(t, mask, n) for t, n in zip(arguments, neutral, strict=True)]
+            value = torch.where(mask, formula(*safe), value)
+        else:
+            index = mask.flatten().nonzero()[:, 0]
+            chosen = [t.flatten()[index] for t in arguments]
+            value = value.flatten().index_copy(0, index, formula(*chosen)).reshape(value.shape)
+    return value
 
 
 def _langevin(x: Tensor) -> Tensor:
@@ -69,6 +93,56 @@ def _branches(c: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return narrow, tail, ~narrow & ~tail
 
 
+def _tail(c: Tensor, h: Tensor) -> Tensor:
+    """Z sqrt(2/pi) / phi(a), for a > 0."""
+    fall = torch.exp(-2 * c * h)
+    z: Tensor = torch.special.erfcx((c - h) / _SQRT2) - fall * torch.special.erfcx((c + h) / _SQRT2)
+    return z
+
+
+def _centre(c: Tensor, h: Tensor) -> Tensor:
+    """Z, for a <= 0."""
+    return (torch.erf((c + h) / _SQRT2) - torch.erf((c - h) / _SQRT2)) / 2
+
+
+# m - c in units of the cell's width 2h, so that each form is of order one.
+
+
+def _shift_narrow(c: Tensor, h: Tensor) -> Tensor:
+    return -_langevin(c * h) / 2
+
+
+def _shift_tail(c: Tensor, h: Tensor) -> Tensor:
+    return (_SQRT_2_OVER_PI * -torch.expm1(-2 * c * h) / _tail(c, h) - c) / (2 * h)
+
+
+def _shift_centre(c: Tensor, h: Tensor) -> Tensor:
+    phi = torch.exp(-((c - h) ** 2) / 2 - _HALF_LOG_2PI)
+    return (phi * -torch.expm1(-2 * c * h) / _centre(c, h) - c) / (2 * h)
+
+
+_SHIFT = (_Form(_shift_narrow, (1.0, NARROW)), _Form(_shift_tail, (2.0, 1.0)), _Form(_shift_centre, (0.0, 1.0)))
+
+
+# -log(density * q) = t^2/2 + log Z + log(2 pi)/2 - log(2h).
+
+
+def _nll_narrow(c: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    return (t * t - c * c) / 2 + _log_sinhc(c * h)
+
+
+def _nll_tail(c: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    log_z = torch.log(_tail(c, h) / 2) - (c - h) ** 2 / 2
+    return t * t / 2 + log_z + _HALF_LOG_2PI - torch.log(2 * h)
+
+
+def _nll_centre(c: Tensor, h: Tensor, t: Tensor) -> Tensor:
+    return t * t / 2 + torch.log(_centre(c, h)) + _HALF_LOG_2PI - torch.log(2 * h)
+
+
+_NLL = (_Form(_nll_narrow, (1.0, NARROW, 1.0)), _Form(_nll_tail, (2.0, 1.0, 2.0)), _Form(_nll_centre, (0.0, 1.0, 0.0)))
+
+
 def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Posterior mean of y given its cell: the denoiser D of DESIGN 4 (3).
 
@@ -91,23 +165,7 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
     """
     dtype = torch.promote_types(y_q.dtype, torch.float32)
     c, h, sign = _units(y_q, q, mu, sigma)
-    narrow, tail, centre = _branches(c, h)
-
-    # m - c in units of the cell's width 2h, so that each form is of order one.
-    cn, hn = _safe(c, narrow, 1.0), _safe(h, narrow, NARROW)
-    shift_narrow = -_langevin(cn * hn) / 2
-
-    ct, ht = _safe(c, tail, 2.0), _safe(h, tail, 1.0)
-    fall = torch.exp(-2 * ct * ht)
-    z = torch.special.erfcx((ct - ht) / _SQRT2) - fall * torch.special.erfcx((ct + ht) / _SQRT2)
-    shift_tail = (_SQRT_2_OVER_PI * -torch.expm1(-2 * ct * ht) / z - ct) / (2 * ht)
-
-    cc, hc = _safe(c, centre, 0.0), _safe(h, centre, 1.0)
-    z = (torch.erf((cc + hc) / _SQRT2) - torch.erf((cc - hc) / _SQRT2)) / 2
-    phi = torch.exp(-((cc - hc) ** 2) / 2 - _HALF_LOG_2PI)
-    shift_centre = (phi * -torch.expm1(-2 * cc * hc) / z - cc) / (2 * hc)
-
-    shift = torch.where(narrow, shift_narrow, torch.where(tail, shift_tail, shift_centre))
+    shift = _by_branch(_SHIFT, c, h)
     # The mirrored mean lies between the near end of the cell and its centre; only rounding leads out of it. clamp has
     # no gradient at its ends, and at c = 0 every symbol 0 lies on one, so the gradient passes beside it.
     shift = sign * (shift + (shift.clamp(-0.5, 0.0) - shift).detach())
@@ -132,21 +190,5 @@ def truncated_normal_nll(y: Tensor, y_q: Tensor, q: Tensor, mu: Tensor, sigma: T
     """
     dtype = torch.promote_types(y.dtype, torch.float32)
     c, h, _ = _units(y_q, q, mu, sigma)
-    narrow, tail, centre = _branches(c, h)
     t = (y.to(torch.float64) - mu.to(torch.float64)) / sigma.to(torch.float64)
-
-    # Each branch is -log(density * q) = t^2/2 + log Z + log(2 pi)/2 - log(2h).
-    cn, hn, tn = _safe(c, narrow, 1.0), _safe(h, narrow, NARROW), _safe(t, narrow, 1.0)
-    nll_narrow = (tn * tn - cn * cn) / 2 + _log_sinhc(cn * hn)
-
-    ct, ht, tt = _safe(c, tail, 2.0), _safe(h, tail, 1.0), _safe(t, tail, 1.0)
-    fall = torch.exp(-2 * ct * ht)
-    z = torch.special.erfcx((ct - ht) / _SQRT2) - fall * torch.special.erfcx((ct + ht) / _SQRT2)
-    log_z = torch.log(z / 2) - (ct - ht) ** 2 / 2
-    nll_tail = tt * tt / 2 + log_z + _HALF_LOG_2PI - torch.log(2 * ht)
-
-    cc, hc, tc = _safe(c, centre, 0.0), _safe(h, centre, 1.0), _safe(t, centre, 0.0)
-    z = (torch.erf((cc + hc) / _SQRT2) - torch.erf((cc - hc) / _SQRT2)) / 2
-    nll_centre = tc * tc / 2 + torch.log(z) + _HALF_LOG_2PI - torch.log(2 * hc)
-
-    return torch.where(narrow, nll_narrow, torch.where(tail, nll_tail, nll_centre)).to(dtype)
+    return _by_branch(_NLL, c, h, t).to(dtype)

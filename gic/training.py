@@ -529,10 +529,10 @@ class EMA(WeightAveraging):
         if not 0 <= decay < 1:
             raise ConfigError(f"the decay of the average must lie in [0, 1), not {decay}")
 
-        def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-            return torch.lerp(new, old, min(decay, (1 + int(count)) / (10 + int(count))))
+        def average(old: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
+            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
-        super().__init__(avg_fn=average)
+        super().__init__(multi_avg_fn=average)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with the weights that the run begins with: the copy was made before ``init_from`` was read."""

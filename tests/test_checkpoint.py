@@ -38,6 +38,7 @@ def test_exported_weights_are_the_checkpoints_in_half_precision_and_say_where_th
     for name, tensor in load_codec(checkpoint).state_dict().items():
         assert torch.equal(state[name], tensor.half().float())
     assert output.stat().st_size < checkpoint.stat().st_size
+    assert output.stat().st_mode == checkpoint.stat().st_mode  # others may read it where they may read new files
 
 
 def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path, capsys):

@@ -548,11 +548,12 @@ def test_the_model_id_sees_every_weight(codec) -> None:
     assert ImageCodec(model, "cpu").model_id == codec.model_id
     for parameter in model.parameters():
         with torch.no_grad():
-            before = parameter.view(-1)[-1].clone()
-            parameter.view(-1)[-1] += 1e-3
+            last = (-1,) * parameter.dim()
+            before = parameter[last].clone()
+            parameter[last] += 1e-3
         assert ImageCodec(model, "cpu").model_id != codec.model_id
         with torch.no_grad():
-            parameter.view(-1)[-1] = before
+            parameter[last] = before
 
 
 @pytest.mark.parametrize("level", [-(2**15), -1025, 3073, 2**15 - 1])

@@ -297,6 +297,18 @@ def test_info_is_quick_since_it_needs_neither_weights_nor_torch(folder: Path) ->
     assert done.returncode == 0, done.stderr
 
 
+def test_coding_a_picture_imports_nothing_that_it_does_not_need(folder: Path) -> None:
+    code = (
+        "import sys; from gic.cli import run;"
+        "code = run(['compress', 'a.png']) or run(['decompress', 'a.gic', '-o', 'x.png']);"
+        "heavy = {'compressai', 'lightning', 'pyiqa', 'scipy', 'torchvision'} & set(sys.modules);"
+        "sys.exit(code or ', '.join(heavy) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
     for quality in (0, 33, 100):
         run(["compress", "a.png", "-o", "x.gic", "--overwrite", "--quality", str(quality)])

@@ -145,7 +145,7 @@ def test_tables_rise_strictly_and_end_at_the_total(compressor: Compressor) -> No
         assert tables.frequencies.min() >= 1, name
         assert (np.add.reduceat(tables.frequencies, tables.first[:-1]) == rans.TOTAL).all(), name
         for table in range(0, len(tables), 41):
-            row = tables.row(table)
+            row = tables.rows.edges[slice(*tables.rows.first[table : table + 2])]
             assert row[0] == 0 and row[-1] == rans.TOTAL and all(np.diff(row) > 0)
             assert len(row) == tables.size[table] + 2
 
@@ -411,24 +411,72 @@ def test_the_prior_is_the_same_on_a_gpu(coder: EntropyCoder) -> None:
 # --- coding ---------------------------------------------------------------------------------------------------
 
 
+def some_rows(rng: np.random.Generator) -> rans.Rows:
+    """Four tables, of 2 events to about 400, some as rare as can be and some as frequent."""
+    rows = [np.unique([0, *rng.integers(1, rans.TOTAL, size), rans.TOTAL - 1, rans.TOTAL]) for size in (0, 2, 9, 400)]
+    return rans.Rows(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]).astype(np.int32))
+
+
+@pytest.fixture(params=["C", "Python"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of inner loops in turn."""
+    if request.param == "Python":
+        monkeypatch.setattr(rans, "_library", None)
+    elif not rans.COMPILED:
+        pytest.skip("this installation has no compiled loops")
+
+
+@pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("events", [1, 2, 3, 50, 5000])
 def test_rans_round_trip(events: int) -> None:
     rng = np.random.default_rng(events)
-    tables = [sorted({0, *rng.integers(1, rans.TOTAL, size).tolist(), rans.TOTAL}) for size in (1, 2, 9, 400)]
-    chosen = [tables[i] for i in rng.integers(0, 4, events)]
-    indexes = [int(rng.integers(0, len(table) - 1)) for table in chosen]
-    starts = [table[i] for table, i in zip(chosen, indexes, strict=True)]
-    frequencies = [table[i + 1] - table[i] for table, i in zip(chosen, indexes, strict=True)]
+    rows = some_rows(rng)
+    chosen = rng.integers(0, 4, events)
+    indexes = np.floor(rng.random(events) * (np.diff(rows.first)[chosen] - 1)).astype(np.int64)
+    starts = rows.edges[rows.first[chosen] + indexes]
+    frequencies = rows.edges[rows.first[chosen] + indexes + 1] - starts
     data = rans.encode(starts, frequencies)
-    ideal = sum(16 - math.log2(f) for f in frequencies) / 8
+    ideal = (16 - np.log2(frequencies)).sum() / 8
     assert ideal - 1 <= len(data) <= ideal * 1.0001 + 4
     decoder = rans.Decoder(data)
-    assert decoder.read(chosen) == indexes
+    half = events // 2
+    assert (decoder.read(rows, chosen[:half]) == indexes[:half]).all()
+    assert (decoder.read(rows, chosen[half:]) == indexes[half:]).all()
     decoder.finish()
 
 
+@pytest.mark.skipif(not rans.COMPILED, reason="this installation has no compiled loops")
+def test_compiled_loops_and_python_agree_on_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = some_rows(rng)
+    for size in [*range(1, 12), 100, 5001]:
+        data = bytes([int(rng.integers(1, 256)), *rng.integers(0, 256, size - 1).tolist()])
+        chosen = rng.integers(0, 4, 20 * size)
+        found = []
+        for library in (rans._library, None):
+            monkeypatch.setattr(rans, "_library", library)
+            decoder = rans.Decoder(data)
+            found.append((decoder.read(rows, chosen), decoder._state, decoder._words))
+            monkeypatch.undo()
+        assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.usefixtures("loops")
+def test_rans_refuses_what_it_cannot_code() -> None:
+    one = np.ones(1, np.int32)
+    for starts, frequencies in ((one, 0 * one), (one, rans.TOTAL * one), (one, -one), (one, one[:0])):
+        with pytest.raises(ValueError, match="1 to 65535"):
+            rans.encode(starts, frequencies)
+    rows = some_rows(np.random.default_rng(0))
+    for table in (-1, 4):
+        with pytest.raises(ValueError, match="no table"):
+            rans.Decoder(b"abcdef").read(rows, table * one)
+
+
+@pytest.mark.usefixtures("loops")
 def test_nothing_takes_no_bytes(coder: EntropyCoder) -> None:
-    assert rans.encode([], []) == b""
+    nothing = np.zeros(0, np.int32)
+    assert rans.encode(nothing, nothing) == b""
     rans.Decoder(b"").finish()
     empty = np.zeros((0, 32, 2, 2), np.int32)
     assert coder.decode_z(coder.encode_z(empty), empty.shape).shape == empty.shape
