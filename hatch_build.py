@@ -22,7 +22,7 @@ class CompileLoops(BuildHookInterface):
         compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
         target.unlink(missing_ok=True)
         if compiler is None:
-            self.app.display_warning("no C compiler: entropy coding will run in Python, thirty times as slowly")
+            self.app.display_warning("no C compiler: entropy coding will run in Python, ten times as slowly")
             return
         command = [*compiler.split(), "-O3", "-shared", "-fPIC", "-o", str(target), str(folder / "_rans.c")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

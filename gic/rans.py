@@ -1,11 +1,11 @@
 """Range asymmetric numeral system (Duda 2013, arXiv 1311.2540): numbers with known frequencies to bytes and back.
 
 One state of up to 40 bits, renormalised by 16-bit words, in whole numbers: exact by construction, safe on any input.
-The inner loops are there twice, in Python (about half a microsecond per symbol) and in C (``_rans.c``, about fifteen
-nanoseconds), which is used where the package was built with a compiler at hand; see :data:`COMPILED`. By measurement
+The inner loops are there twice: in Python, about half a microsecond per symbol, and in C (``_rans.c``), about thirty
+nanoseconds with all that is around them, for installations that had a compiler; see :data:`COMPILED`. By measurement
 (benchmarks/entropy_coders.py) preferred to ``compressai.ans`` (crashes on damaged data), to ``constriction`` (how it
-rounds probabilities, and so what a file means, belongs to a version of it) and to NumPy over interleaved states (no
-faster than the C with 256 of them, at 3 bytes of file each).
+rounds probabilities, and so what a file means, belongs to a version of it) and to NumPy over interleaved states (slower
+than the C with 256 of them, at 3 bytes of file each).
 
 Bytes: the final state (4 or 5 bytes; fewer where it is all there is), then the words, big-endian, in the order in
 which the decoder reads them. The state starts from 2^16, where the decoder must arrive: at most 3 bytes of overhead.

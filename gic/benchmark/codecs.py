@@ -205,7 +205,7 @@ class Gic(BenchmarkCodec):
 
 
 CODE = (
-    *("codec", "compressor", "entropy", "exact", "fileformat", "images", "model"),
+    *("codec", "compressor", "entropy", "exact", "fileformat", "images", "layers", "model"),
     *("portable", "posterior", "rans", "reverse", "sde"),
 )
 """Modules of gic that its files and pictures depend on."""

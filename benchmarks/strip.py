@@ -1,0 +1,76 @@
+"""A strip of pictures: the original, gic at r = 0 and r = 1, and AVIF of the same size, at some rates.
+
+python benchmarks/strip.py kodim05.png --box 40 180 296 436 --output docs/images/strip.png
+
+AVIF is the best that takes no more bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from rich.progress import track
+
+import gic
+
+EDGE = 18
+
+
+def avif(image: Image.Image, size: int) -> tuple[Image.Image, int]:
+    """The best AVIF of at most ``size`` bytes."""
+    best = (image, 0)
+    low, high = 0, 100
+    while low <= high:
+        quality = (low + high) // 2
+        buffer = io.BytesIO()
+        image.save(buffer, "AVIF", quality=quality)
+        if buffer.tell() <= size:
+            best, low = (Image.open(buffer).convert("RGB"), buffer.tell()), quality + 1
+        else:
+            high = quality - 1
+    return best
+
+
+def main() -> None:
+    """Draw the strip."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--bpp", type=float, nargs="+", default=[0.1, 0.2, 0.4])
+    parser.add_argument("--box", type=int, nargs=4, default=[0, 0, 256, 256], help="left, top, right, bottom")
+    parser.add_argument("--checkpoint", help="weights (default: those in the package)")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+
+    codec = gic.load(args.checkpoint)
+    original = Image.open(args.image).convert("RGB")
+    pixels = original.width * original.height
+    cells = []
+    for row, bpp in enumerate(track(args.bpp, description=args.image.name)):
+        data = codec.compress(original, bpp=bpp)
+        other, size = avif(original, len(data))
+        line = [
+            (f"gic r = 0, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=0.0)),
+            (f"gic r = 1, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=1.0)),
+            (f"AVIF, {size * 8 / pixels:.3f} bpp" if size else "AVIF: not that small", other if size else None),
+        ]
+        cells += [
+            (column, row, text, picture) for column, (text, picture) in enumerate([("original", original), *line])
+        ]
+    left, top, right, bottom = args.box
+    width, height = right - left, bottom - top
+    sheet = Image.new("RGB", (4 * width, len(args.bpp) * (height + EDGE)), "white")
+    for column, row, text, picture in cells:
+        at = (column * width, row * (height + EDGE))
+        ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + 3), text, fill="black")
+        if picture is not None:
+            sheet.paste(picture.crop(args.box), (at[0], at[1] + EDGE))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(args.output)
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
