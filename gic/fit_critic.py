@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
 from gic.critic import CriticNetwork, save_critic
@@ -209,6 +209,11 @@ def critic_loss(score: Tensor, label: Tensor, temperature: float) -> Tensor:
     return rank + 5 * F.mse_loss(score, label)
 
 
+def _running(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+    """Average over about the last hundred steps, fewer at first; counters as they are."""
+    return torch.lerp(new, old, min(0.99, (1 + int(count)) / (10 + int(count)))) if old.is_floating_point() else new
+
+
 def train(groups: Groups, recipe: Recipe, lpips: nn.Module | None = None, progress: bool = True) -> CriticNetwork:
     """Train a critic on prepared groups.
 
@@ -224,7 +229,7 @@ def train(groups: Groups, recipe: Recipe, lpips: nn.Module | None = None, progre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = CriticNetwork().to(memory_format=torch.channels_last)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, avg_fn=_running, use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.1)
     climbers = groups.images[:, [0] * recipe.climbers].half() / 255  # where each climb has got to
