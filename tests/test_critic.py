@@ -232,7 +232,7 @@ def test_wrong_settings_are_named(words, said, shard, tmp_path, monkeypatch, cap
 
 
 def test_it_ranks_distortions_it_was_not_trained_on(shared):
-    """Photographs that it was not trained on, at three strengths: better than chance for each kind."""
+    """Photographs that it was not trained on, at three strengths. Motion blur is a known failure (docs/critic.md)."""
     items = EvalImages(str(shared / "data" / "photos" / "val-000000.tar"), limit=6)
     pictures = [as_float(item["image"][:, :160, :160]) for item in items]
     network = load_critic()
@@ -246,5 +246,5 @@ def test_it_ranks_distortions_it_was_not_trained_on(shared):
                 ]
             )
         ordered[kind] = float((scores[:, :-1] > scores[:, 1:]).float().mean())
-    assert min(ordered.values()) > 0.5, ordered
-    assert sum(ordered.values()) / len(ordered) > 0.75, ordered
+    assert ordered.pop("motion_blur") > 0.5
+    assert min(ordered.values()) >= 0.8, ordered
