@@ -228,8 +228,8 @@ class ImageCodec:
         want_w = max(-(-(right - left) // DOWNSAMPLING), (place.left - left) // DOWNSAMPLING + columns) * DOWNSAMPLING
         x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
         r, c = (place.top - top) // DOWNSAMPLING, (place.left - left) // DOWNSAMPLING
-        y = self.model.compressor.g_a(x).float()[:, :, r : r + rows, c : c + columns].contiguous()
-        z = torch.round(self.model.compressor.h_a(y).float()).cpu()
+        y = self.model.compressor.analysis(x)[:, :, r : r + rows, c : c + columns].contiguous()
+        z = torch.round(self.model.compressor.hyper_analysis(y)).cpu()
         if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
             raise ConfigError("the model yields values that are not finite: its weights are damaged")
         z = z.clamp(-SYMBOL_MAX, SYMBOL_MAX)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gic.errors import ConfigError
+from gic.lapped import LappedTransform
 from gic.layers import AttentionBlock, LowerBound, ResidualBlock, ResidualBottleneckBlock, conv3x3, subpel_conv3x3
 from gic.sde import level
 
@@ -306,6 +307,8 @@ class Compressor(nn.Module):
         attention: Attention blocks in the transforms, as in ELIC.
         gain: Scale of y at the start of training.
         realistic_stages: Stages of g_s with weights of their own for r = 1, see :class:`Synthesis`.
+        lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
+            networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
     Example:
         >>> model = Compressor(widths=(8, 8, 8, 8), blocks=(0, 0, 1, 1), latent_channels=16, hyper_channels=8)
@@ -325,6 +328,7 @@ class Compressor(nn.Module):
         attention: bool = False,
         gain: float = 8.0,
         realistic_stages: int = 0,
+        lapped: bool = False,
     ) -> None:
         super().__init__()
         self.latent_channels = latent_channels
@@ -348,10 +352,34 @@ class Compressor(nn.Module):
         )
         for network in (self.g_a, self.g_s.layers, self.h_a, self.h_s):
             _initialise(network)
+        self.lapped = LappedTransform(m) if lapped else None
+        self.gain = gain
+        if self.lapped is not None:
+            self._begin_linear(self.lapped)
         self.prior_z = FactorizedPrior(n)
         self.prior_y = LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))
         self.upper = LowerBound(-math.log(SIGMA_MAX))
+
+    @torch.no_grad()
+    def _begin_linear(self, lapped: LappedTransform) -> None:
+        """Let the networks add little at first, and the prior know how wide each coefficient is."""
+        g_a_last: Any = self.g_a.layers[-1]
+        g_s_last: Any = self.g_s.layers[-1]
+        h_a_last: Any = self.h_a[-1]
+        h_s_last: Any = self.h_s[-1]
+        for last in (g_a_last, g_s_last[0]):
+            last.weight.zero_()
+        mu, log_sigma = h_s_last.weight.chunk(2)
+        mu.mul_(0.1 * self._unit()[:, None, None, None])
+        log_sigma.mul_(0.1)
+        h_a_last.weight.mul_(3)  # z of a trained codec is of order one; what is smaller is rounded away
+        h_s_last.bias[self.latent_channels :] = (self.gain * lapped.deviation).log()
+
+    def _unit(self) -> Tensor:
+        """Scale of each coefficient of y in the eyes of the networks, (M,): as wide as it is, but no less than 1."""
+        assert self.lapped is not None
+        return torch.sqrt((self.gain * self.lapped.deviation) ** 2 + 1)
 
     @property
     def multiple(self) -> int:
@@ -363,11 +391,24 @@ class Compressor(nn.Module):
 
         The latents and the prior are float32 whatever the autocast dtype of the transforms.
         """
-        y = self.g_a(x).float()
-        z = self.h_a(y).float()
+        y = self.analysis(x)
+        z = self.hyper_analysis(y)
         z_hat = z + (torch.round(z) - z).detach()
         mu, sigma = self.hyper_synthesis(z_hat)
         return Latents(y, z, z_hat, mu, sigma)
+
+    def analysis(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [0, 1] to latent y (B, M, H/16, W/16), float32."""
+        y: Tensor = self.g_a(x).float()
+        if self.lapped is not None:
+            y = self.gain * self.lapped(x - 0.5) + self._unit()[:, None, None] / self.gain * y
+        return y
+
+    def hyper_analysis(self, y: Tensor) -> Tensor:
+        """Latent y to z (B, N, h/4, w/4), float32, not yet rounded."""
+        if self.lapped is not None:
+            y = y / (self.gain * self.lapped.deviation)[:, None, None]
+        return self.h_a(y).float()  # type: ignore[no-any-return]
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Prior (mu, sigma) of y from whole numbers z_hat, (B, N, h, w) to twice (B, M, 4h, 4w)."""
@@ -378,7 +419,10 @@ class Compressor(nn.Module):
 
     def synthesise(self, y: Tensor, realism: float | Tensor = 0.0) -> Tensor:
         """Latent (B, M, h, w) at realism r, a number or (B,), to image (B, 3, 16 h, 16 w), float32, not clamped."""
-        return self.g_s(y, realism).float()  # type: ignore[no-any-return]
+        if self.lapped is None:
+            return self.g_s(y, realism).float()  # type: ignore[no-any-return]
+        learned: Tensor = self.g_s(self.gain * y / self._unit()[:, None, None], realism).float()
+        return learned + self.lapped.inverse(y / self.gain)
 
     def likelihoods(self, latents: Latents, q: Tensor, y_q: Tensor) -> dict[str, Tensor]:
         """Probabilities of the symbols at level q (DESIGN 5).

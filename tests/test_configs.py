@@ -107,7 +107,7 @@ def test_one_key_on_the_command_line_overrides_the_config(tmp_path, monkeypatch)
     words = ["fit", "--config", str(CONFIGS / "photos.yaml"), "--model.codec.init_args.q_max", "6"]
     cli = make_cli([*words, "--model.levels", "[1, 6]", "--trainer.accelerator", "cpu"], run=False)
     assert cli.model.codec.q_max == 6
-    assert cli.model.codec.compressor.latent_channels == 192  # the rest of base.yaml is still there
+    assert cli.model.codec.compressor.latent_channels == 256  # the rest of base.yaml is still there
 
 
 def test_an_unknown_key_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):

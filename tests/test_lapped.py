@@ -1,0 +1,150 @@
+"""The lapped transform: an orthonormal basis with the coding gain of the literature, and the shortcut made of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from small import formula, picture, small_model
+from torch import Tensor
+
+from gic.codec import ImageCodec
+from gic.compressor import Compressor
+from gic.errors import ConfigError
+from gic.images import as_float
+from gic.lapped import BLOCK, LappedTransform, dct, prefilter
+from gic.model import Codec
+from gic.reverse import ReverseUNet
+
+
+def lapped_basis(n: int) -> Tensor:
+    """Basis functions of one block inside a long signal, (n, 2n)."""
+    h = n // 2
+    block = torch.zeros(n, 2 * n, dtype=torch.float64)
+    block[:, h : h + n] = dct(n)
+    return block @ torch.block_diag(prefilter(n), prefilter(n))
+
+
+def coding_gain(basis: Tensor, correlation: float = 0.95) -> float:
+    """Gain over no transform for a first-order Markov signal, in dB."""
+    place = torch.arange(basis.shape[1], dtype=torch.float64)
+    covariance = correlation ** (place[:, None] - place).abs()
+    variances = torch.diag(basis @ covariance @ basis.T)
+    return float(-10 / math.log(10) * variances.log().mean())
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+def test_basis_functions_are_orthonormal_within_and_across_blocks(n) -> None:
+    basis = lapped_basis(n)
+    assert torch.allclose(basis @ basis.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
+    assert float((basis[:, n:] @ basis[:, :n].T).abs().max()) < 1e-12
+
+
+def test_the_coding_gain_is_the_published_one() -> None:
+    """8 points at a correlation of 0.95: DCT 8.83 dB, LOT 9.22 dB (Tran, Liang and Tu 2003, table I)."""
+    alone = torch.zeros(8, 16, dtype=torch.float64)
+    alone[:, :8] = dct(8)
+    assert coding_gain(alone) == pytest.approx(8.83, abs=0.01)
+    assert coding_gain(lapped_basis(8)) == pytest.approx(9.22, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 64), (48, 32), (128, 80)])
+def test_with_all_coefficients_the_way_back_is_exact_and_energy_is_kept(size) -> None:
+    transform = LappedTransform(3 * BLOCK**2)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    y = transform(x)
+    assert y.shape == (2, 768, size[0] // 16, size[1] // 16)
+    assert torch.allclose(transform.inverse(y), x, atol=1e-5)
+    assert torch.allclose((y**2).sum(), (x**2).sum(), rtol=1e-5)
+
+
+def test_fewer_coefficients_are_the_first_of_more_and_leave_their_energy_out() -> None:
+    x = as_float(picture(128, 96, "noise"))[None]
+    some, more = LappedTransform(100), LappedTransform(200)
+    y = more(x)
+    assert torch.allclose(some(x), y[:, :100], atol=1e-6)
+    error = (some.inverse(y[:, :100]) - x).square().sum()
+    assert torch.allclose(error, (x**2).sum() - (y[:, :100] ** 2).sum(), rtol=1e-4)
+
+
+def test_a_flat_image_has_nothing_but_its_mean() -> None:
+    y = LappedTransform(192)(torch.full((1, 3, 64, 64), 0.3))
+    assert float(y[:, 1:].abs().max()) < 1e-5
+    assert torch.allclose(y[:, 0], torch.full((1, 4, 4), 0.3 * BLOCK * math.sqrt(3)))
+
+
+def test_the_expected_widths_fall_with_frequency() -> None:
+    deviation = LappedTransform(256).deviation
+    assert (deviation > 0).all() and deviation[0] == deviation.max()
+
+
+@pytest.mark.parametrize("channels", [0, 769])
+def test_numbers_of_coefficients_that_there_are_not_are_refused(channels) -> None:
+    with pytest.raises(ConfigError, match="768"):
+        LappedTransform(channels)
+
+
+def lapped_model(trained: bool) -> Codec:
+    """A small codec with the shortcut, as it is made or with weights that no initialisation would give."""
+    torch.manual_seed(0)
+    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=4, lapped=True)
+    codec = Codec(compressor, ReverseUNet(48, widths=(8,), blocks=(1,))).eval()
+    if trained:
+        with torch.no_grad():
+            for number, parameter in enumerate(p for p in codec.parameters() if not p.any()):
+                parameter.copy_(0.02 * formula(tuple(parameter.shape), number))
+    return codec
+
+
+@torch.no_grad()
+def test_an_untrained_codec_is_the_linear_one() -> None:
+    codec = lapped_model(trained=False)
+    x = as_float(picture(128, 64, "smooth"))[None]
+    y = codec.compressor.analysis(x)
+    transform = LappedTransform(48)
+    assert torch.allclose(y, 8 * transform(x - 0.5), atol=1e-4)
+    assert torch.allclose(codec.compressor.synthesise(y), transform.inverse(transform(x - 0.5)) + 0.5, atol=1e-4)
+
+
+def test_every_network_learns_from_the_second_step_on() -> None:
+    """The last layers are zero at first; after one step nothing is cut off from the loss."""
+    codec = lapped_model(trained=False).train()
+    codec.compressor.h_a[-1].weight.data *= 20  # so that z is not rounded to nothing
+    optimizer = torch.optim.Adam(codec.compressor.parameters(), lr=1e-3)
+    x = as_float(picture(128, 64, "noise"))[None]
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = codec(x, torch.tensor([1.0]))
+        (out.bits.mean() / x[0, 0].numel() + 100 * ((out.x_hat - x) ** 2).mean()).backward()
+        optimizer.step()
+    for network in (codec.compressor.g_a, codec.compressor.g_s.layers, codec.compressor.h_a, codec.compressor.h_s):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name
+
+
+def test_nothing_of_the_transform_is_saved_or_learned() -> None:
+    codec = lapped_model(trained=False)
+    assert not [name for name in codec.state_dict() if "lapped" in name]
+    assert not [name for name, _ in codec.named_parameters() if "lapped" in name]
+    assert torch.equal(copy.deepcopy(codec).compressor.lapped.basis, codec.compressor.lapped.basis)
+
+
+@pytest.mark.parametrize("tile", [0, 64])
+@pytest.mark.parametrize("size", [(70, 50), (200, 130)])
+def test_files_hold_what_the_encoder_saw(size, tile) -> None:
+    codec = ImageCodec(lapped_model(trained=True), "cpu")
+    pixels = picture(*size, "smooth")
+    fine, coarse = (codec.compress(pixels, q=q, tile=tile) for q in (0.5, 8.0))
+    assert len(coarse) < len(fine)
+    errors = [(codec.decompress_tensor(data).float() - pixels).square().mean() for data in (fine, coarse)]
+    assert errors[0] < errors[1]
+    assert codec.decompress(fine).size == size
+
+
+def test_models_without_the_shortcut_are_what_they_were() -> None:
+    codec = small_model()
+    x = as_float(picture(64, 64, "smooth"))[None]
+    with torch.no_grad():
+        assert torch.equal(codec.compressor.analysis(x), codec.compressor.g_a(x))
