@@ -114,6 +114,14 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
                 return
             options["ckpt_path"] = str(named_checkpoint(name))
 
+        def _parse_ckpt_path(self) -> None:
+            """What command and configs say of the model holds when a run goes on; Lightning lets the checkpoint win.
+
+            Other commands take the model from the checkpoint, so that they need no config.
+            """
+            if self.config.get("subcommand") != "fit":
+                super()._parse_ckpt_path()
+
         def before_fit(self) -> None:
             """Look for the run's newest checkpoint, where ``--ckpt_path auto`` asks for it."""
             options = self.config_init["fit"]

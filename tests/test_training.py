@@ -76,6 +76,15 @@ def test_resumed_training_gives_the_weights_of_the_uninterrupted_run(words, tmp_
             assert torch.equal(tensor, weights(resumed)[name]), f"{name} differs after resuming at step {step}"
 
 
+def test_a_setting_of_the_command_holds_when_a_run_goes_on(words, tmp_path):
+    """Lightning's command line lets what the checkpoint was trained with win over it, without a word."""
+    options = ("--trainer.callbacks", CHECKPOINTS, "--trainer.val_check_interval", "2", "--trainer.max_steps")
+    make_cli(words("fit", *options, "2", "--model.levels", "[1.0, 4.0]"))
+    resumed = make_cli(words("fit", *options, "4", "--model.levels", "[2.0]", "--ckpt_path", "ckpt/step-000002.ckpt"))
+    assert resumed.model.levels == [2.0]
+    assert {row["q"] for row in json.loads((tmp_path / "results" / "val-000004.json").read_text())["mean"]} == {2.0}
+
+
 def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_path):
     make_cli(words("fit", "--trainer.max_steps", "3", "--trainer.callbacks", CHECKPOINTS))
     path = tmp_path / "ckpt" / "step-000003.ckpt"
