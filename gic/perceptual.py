@@ -160,61 +160,6 @@ class LPIPS(PerceptualTerm):
         return distance.flatten(1).mean(1)
 
 
-class WassersteinDistortion(PerceptualTerm):
-    """Distance of the local statistics of features: asks for texture that is like the original's, not for the same.
-
-    Means and standard deviations over windows are compared, channel by channel, as if the features in a window were
-    normal: ``(mu - mu_hat)^2 + (s - s_hat)^2`` is the squared Wasserstein distance then (arXiv 2310.03629; as the
-    realism of a codec without a discriminator: arXiv 2412.00505). Features are the image itself and the stages of the
-    backbone; each counts relative to the original's energy in it.
-
-    Args:
-        weight: Factor in the loss.
-        window: Side of the windows in pixels, a multiple of 16. A point would give fidelity, the whole image a texture.
-        net: Backbone, ``alex``, ``vgg`` or ``squeeze``.
-        backbone: Local file of the backbone, see :func:`lpips_network`.
-
-    Raises:
-        ConfigError: If the window is no multiple of 16, or as for :func:`lpips_network`.
-    """
-
-    def __init__(
-        self, weight: float = 1.0, window: int = 32, net: LPIPSNetwork = "alex", backbone: str | None = None
-    ) -> None:
-        super().__init__(weight)
-        if window < 16 or window % 16:
-            raise ConfigError(f"window must be a multiple of 16 pixels, not {window}")
-        self.window = window
-        self.network = lpips_network(net, backbone)
-
-    def _features(self, x: Tensor) -> list[Tensor]:
-        x = 2 * x.float() - 1
-        stages: Any = self.network.net
-        return [x, *stages(self.network.scaling_layer(x))]  # type: ignore[operator]
-
-    def _statistics(self, f: Tensor, height: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and standard deviation over half-overlapping windows, and the energy of each image, (B, 1, 1, 1)."""
-        side = max(1, min(round(self.window * f.shape[-2] / height), *f.shape[-2:]))
-        step = max(1, side // 2)
-        mean, square = F.avg_pool2d(f, side, step), F.avg_pool2d(f**2, side, step)
-        energy = square.mean((1, 2, 3), keepdim=True)
-        # The floor keeps the gradient finite where a window is flat.
-        return mean, torch.sqrt((square - mean**2).clamp_min(0) + 1e-4 * energy.detach() + 1e-8), energy
-
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Distance of each image, (B,), 0 for identical images; the mean over features of shares of their energy."""
-        self.network.to(x.device)
-        with torch.autocast(x.device.type, enabled=False):
-            with torch.no_grad():
-                wanted = [self._statistics(f, x.shape[-2]) for f in self._features(x)]
-            distances = []
-            for f_hat, (mean, deviation, energy) in zip(self._features(x_hat), wanted, strict=True):
-                mean_hat, deviation_hat, _ = self._statistics(f_hat, x.shape[-2])
-                squares = (mean - mean_hat) ** 2 + (deviation - deviation_hat) ** 2
-                distances.append((squares / energy.clamp_min(1e-8)).flatten(1).mean(1))
-        return torch.stack(distances).mean(0)
-
-
 class NoReference(PerceptualTerm):
     """A differentiable no-reference quality metric of pyiqa, -Q for metrics of which higher is better.
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gic.errors import ConfigError
 from gic.losses import Objective
-from gic.perceptual import LPIPS, NoReference, WassersteinDistortion, _random_crop, lpips_network
+from gic.perceptual import LPIPS, NoReference, _random_crop, lpips_network
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -120,64 +120,6 @@ def test_a_backbone_left_out_is_found_in_the_folder(shared, no_network, monkeypa
     monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
     named = LPIPS(backbone=str(shared / "weights" / "alexnet_features.pth"))
     assert torch.equal(LPIPS()(noisy, x), named(noisy, x))
-
-
-# --- Wasserstein distortion -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def texture(shared):
-    """The term, and two draws of one texture with the picture that is their mean."""
-    term = WassersteinDistortion(backbone=str(shared / "weights" / "alexnet_features.pth"))
-    mean = F.interpolate(torch.rand(1, 3, 6, 6, generator=seeded(1)), size=128, mode="bicubic").clamp(0.2, 0.8)
-    first, second = ((mean + 0.15 * torch.randn(1, 3, 128, 128, generator=seeded(n))).clamp(0, 1) for n in (2, 3))
-    return term, first, second, mean
-
-
-def test_statistics_prefer_another_draw_of_a_texture_to_its_mean(texture):
-    """Where the squared error says the opposite: that is what the term is for."""
-    term, first, second, mean = texture
-    assert ((second - first) ** 2).mean() > 1.5 * ((mean - first) ** 2).mean()
-    assert float(term(second, first)) < 0.2 * float(term(mean, first))
-
-
-def test_statistics_are_equal_for_equals_and_differ_more_the_weaker_a_texture_is(texture):
-    term, first, _, mean = texture
-    distances = torch.cat([term(first + share * (mean - first), first) for share in (0.0, 0.3, 0.6, 0.9)])
-    assert distances[0] == 0
-    assert (distances.diff() > 0).all()
-
-
-def test_statistics_pass_finite_gradients_also_from_a_flat_picture(texture):
-    term, first, _, _ = texture
-    flat = torch.full_like(first, 0.5, requires_grad=True)
-    term(flat, first).sum().backward()
-    assert flat.grad is not None and flat.grad.isfinite().all() and flat.grad.any()
-
-
-def test_following_the_gradient_brings_the_texture_back(texture):
-    term, first, _, mean = texture
-    x = (mean + 0.02 * torch.randn(mean.shape, generator=seeded(4))).requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=0.01)
-    before = float(term(x.detach(), first))
-    for _ in range(15):
-        optimizer.zero_grad()
-        term(x, first).sum().backward()
-        optimizer.step()
-    assert float(term(x.detach(), first)) < 0.3 * before
-    assert abs(float(x.detach().std()) - float(first.std())) < abs(float(mean.std()) - float(first.std()))
-
-
-def test_images_of_a_batch_are_judged_apart(texture):
-    term, first, second, mean = texture
-    together = term(torch.cat([second, mean]), torch.cat([first, first]))
-    assert torch.allclose(together, torch.cat([term(second, first), term(mean, first)]), rtol=1e-4)
-
-
-@pytest.mark.parametrize("window", [0, 8, 24])
-def test_windows_that_no_stage_can_have_are_refused(window):
-    with pytest.raises(ConfigError, match="multiple of 16"):
-        WassersteinDistortion(window=window)
 
 
 def test_the_wrong_backbone_is_refused(shared):
