@@ -54,7 +54,9 @@ def weights(cli):
 
 
 def test_a_run_learns_and_leaves_a_table_a_grid_and_finite_weights(words, tmp_path):
-    cli = make_cli(words("fit", "--trainer.max_steps", "40", "--trainer.val_check_interval", "20"))
+    # From nothing: eight channels of the lapped transform leave little to learn in so few steps.
+    linear = ("--model.codec.init_args.compressor.init_args.lapped", "false")
+    cli = make_cli(words("fit", "--trainer.max_steps", "40", "--trainer.val_check_interval", "20", *linear))
     first, last = (json.loads(p.read_text()) for p in sorted((tmp_path / "results").glob("val-*.json")))
     assert [row["q"] for row in last["mean"]] == sorted(row["q"] for row in last["mean"])
     assert last["mean"][0]["psnr"] > first["mean"][0]["psnr"]
