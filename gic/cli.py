@@ -32,6 +32,7 @@ COMMANDS = {
     "weights": ("gic.metric_weights", "list or fetch the weights that metrics need"),
 }
 USER_ERROR = 2
+PIPE_CLOSED = 141
 
 
 def usage() -> str:
@@ -50,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
 
     Returns:
         Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
-        training run that was stopped by a signal and can go on.
+        training run that was stopped by a signal and can go on, 141 if nobody reads the output any more.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -95,4 +96,11 @@ def _run_command(command: str, argv: list[str]) -> int:
     parser = ArgumentParser(prog=f"gic {command}", description=text)
     name = command.replace("-", "_")
     getattr(module, f"add_{name}_options")(parser)
-    return int(getattr(module, name)(parser.parse_args(argv)))
+    options = parser.parse_args(argv)
+    try:
+        code = int(getattr(module, name)(options))
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    return code

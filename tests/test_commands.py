@@ -326,6 +326,18 @@ def process(*words: str, input: bytes | None = None) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-m", "gic", *words], input=input, capture_output=True, env=environment)
 
 
+def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
+    reading, writing = os.pipe()
+    os.close(reading)
+    Path("a.gic").write_bytes(gic.load().compress("a.png", q=1.0))
+    command = [sys.executable, "-m", "gic", "info", "a.gic"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment)
+    os.close(writing)
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
 def test_streams_carry_files_through_a_pipe(folder: Path) -> None:
     done = process("compress", "-", "-o", "-", "--q", "1", input=Path("a.png").read_bytes())
     assert done.returncode == 0, done.stderr
