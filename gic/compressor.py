@@ -310,6 +310,9 @@ class Compressor(nn.Module):
         lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
             networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
+    Raises:
+        ConfigError: If there are more latent channels than the lapped transform has, or too many realistic stages.
+
     Example:
         >>> model = Compressor(widths=(8, 8, 8, 8), blocks=(0, 0, 1, 1), latent_channels=16, hyper_channels=8)
         >>> latents = model.analyse(torch.rand(2, 3, 64, 128))

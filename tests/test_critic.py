@@ -231,20 +231,27 @@ def test_wrong_settings_are_named(words, said, shard, tmp_path, monkeypatch, cap
 # --- that it ranks ----------------------------------------------------------------------------------------------------
 
 
-def test_it_ranks_distortions_it_was_not_trained_on(shared):
-    """Photographs that it was not trained on, at three strengths. Motion blur is a known failure (docs/critic.md)."""
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=[pytest.mark.xfail(strict=True, reason="a known failure: docs/critic.md")] * (kind == "motion_blur"),
+        )
+        for kind in HELD_OUT
+    ],
+)
+def test_it_ranks_distortions_it_was_not_trained_on(kind, shared):
+    """Photographs that it was not trained on, at three strengths: most pairs of each photograph stand in order."""
     items = EvalImages(str(shared / "data" / "photos" / "val-000000.tar"), limit=6)
     pictures = [as_float(item["image"][:, :160, :160]) for item in items]
     network = load_critic()
-    ordered = {}
-    for kind in HELD_OUT:
-        with torch.no_grad():
-            scores = torch.stack(
-                [
-                    network(torch.stack([distort(HELD_OUT, kind, x, s, seed=n) for s in (0.0, 0.5, 1.0)]))
-                    for n, x in enumerate(pictures)
-                ]
-            )
-        ordered[kind] = float((scores[:, :-1] > scores[:, 1:]).float().mean())
-    assert ordered.pop("motion_blur") > 0.5
-    assert min(ordered.values()) >= 0.8, ordered
+    with torch.no_grad():
+        scores = torch.stack(
+            [
+                network(torch.stack([distort(HELD_OUT, kind, x, s, seed=n) for s in (0.0, 0.5, 1.0)]))
+                for n, x in enumerate(pictures)
+            ]
+        )
+    ordered = (scores[:, :-1] > scores[:, 1:]).float().mean()
+    assert ordered >= 0.8
