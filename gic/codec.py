@@ -224,8 +224,9 @@ class ImageCodec:
         right = min(width, place.left + columns * DOWNSAMPLING + HALO)
         x = pixels[:, top:bottom, left:right].to(self.device).float()[None] / 255
         # Repeat the last row and column until the window holds all of the tile's latents.
-        want_h = max(-(-(bottom - top) // DOWNSAMPLING), (place.top - top) // DOWNSAMPLING + rows) * DOWNSAMPLING
-        want_w = max(-(-(right - left) // DOWNSAMPLING), (place.left - left) // DOWNSAMPLING + columns) * DOWNSAMPLING
+        unit = DOWNSAMPLING * HYPER_DOWNSAMPLING
+        want_h = max(-(-(bottom - top) // unit) * unit, place.top - top + rows * DOWNSAMPLING)
+        want_w = max(-(-(right - left) // unit) * unit, place.left - left + columns * DOWNSAMPLING)
         x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
         r, c = (place.top - top) // DOWNSAMPLING, (place.left - left) // DOWNSAMPLING
         y = self.model.compressor.analysis(x)[:, :, r : r + rows, c : c + columns].contiguous()

@@ -374,10 +374,39 @@ class Compressor(nn.Module):
         for last in (g_a_last, g_s_last[0]):
             last.weight.zero_()
         mu, log_sigma = h_s_last.weight.chunk(2)
-        mu.mul_(0.1 * self._unit()[:, None, None, None])
+        mu.mul_(0.1 * (lapped.scale * self._unit())[:, None, None, None])
         log_sigma.mul_(0.1)
         h_a_last.weight.mul_(3)  # z of a trained codec is of order one; what is smaller is rounded away
-        h_s_last.bias[self.latent_channels :] = (self.gain * lapped.deviation).log()
+        h_s_last.bias[self.latent_channels :] = (self.gain * lapped.scale * lapped.deviation).log()
+        if self.hyper_channels >= 2 * HYPER_DOWNSAMPLING**2:
+            width = lapped.scale * lapped.deviation
+            offset = (lapped.coarse_scale * lapped.coarse_deviation / width[lapped.means, None, None]).log()
+            self._know_places([self.latent_channels + channel for channel in lapped.means], offset)
+
+    @torch.no_grad()
+    def _know_places(self, outputs: Sequence[int], offsets: Tensor) -> None:
+        """Let h_s add offsets (K, 4, 4) to K of its outputs, by the place of an element among the 4 x 4 of one of z.
+
+        Hidden channels are taken for it that are one in their place and zero elsewhere, whatever z: 4 after the first
+        shuffle, 16 after the second; of a trained network those that mattered least.
+        """
+        first: Any = self.h_s[0][0]  # type: ignore[index]
+        second: Any = self.h_s[2][0]  # type: ignore[index]
+        last: Any = self.h_s[4]
+        corners = second.weight.square().sum((0, 2, 3)).argsort()[:4].tolist()
+        places = last.weight.square().sum((0, 2, 3)).argsort()[:16].tolist()
+        for i, corner in enumerate(corners):  # a shuffle makes channel c of 4 c ... 4 c + 3, in rows
+            first.weight[4 * corner : 4 * corner + 4] = 0
+            first.bias[4 * corner : 4 * corner + 4] = (torch.arange(4) == i).float()
+            second.weight[:, corner] = 0
+        for number, place in enumerate(places):
+            coarse, fine = divmod(number, 4)
+            own = slice(4 * place, 4 * place + 4)
+            second.weight[own] = 0
+            second.weight[own, corners[coarse], 1, 1] = 1
+            second.bias[own] = (torch.arange(4) == fine).float() - 1
+            last.weight[:, place] = 0
+            last.weight[outputs, place, 1, 1] = offsets[:, 2 * (coarse // 2) + fine // 2, 2 * (coarse % 2) + fine % 2]
 
     def _unit(self) -> Tensor:
         """Scale of each coefficient of y in the eyes of the networks, (M,): as wide as it is, but no less than 1."""
@@ -401,16 +430,17 @@ class Compressor(nn.Module):
         return Latents(y, z, z_hat, mu, sigma)
 
     def analysis(self, x: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [0, 1] to latent y (B, M, H/16, W/16), float32."""
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to latent y (B, M, H/16, W/16), float32."""
         y: Tensor = self.g_a(x).float()
         if self.lapped is not None:
-            y = self.gain * self.lapped(x - 0.5) + self._unit()[:, None, None] / self.gain * y
+            learned = self._unit()[:, None, None] / self.gain * y
+            y = self.gain * self.lapped(x - 0.5) + self.lapped.gather(learned)
         return y
 
     def hyper_analysis(self, y: Tensor) -> Tensor:
         """Latent y to z (B, N, h/4, w/4), float32, not yet rounded."""
         if self.lapped is not None:
-            y = y / (self.gain * self.lapped.deviation)[:, None, None]
+            y = self.lapped.spread(y) / (self.gain * self.lapped.deviation)[:, None, None]
         return self.h_a(y).float()  # type: ignore[no-any-return]
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
@@ -424,7 +454,8 @@ class Compressor(nn.Module):
         """Latent (B, M, h, w) at realism r, a number or (B,), to image (B, 3, 16 h, 16 w), float32, not clamped."""
         if self.lapped is None:
             return self.g_s(y, realism).float()  # type: ignore[no-any-return]
-        learned: Tensor = self.g_s(self.gain * y / self._unit()[:, None, None], realism).float()
+        spread = self.lapped.spread(y)
+        learned: Tensor = self.g_s(self.gain * spread / self._unit()[:, None, None], realism).float()
         return learned + self.lapped.inverse(y / self.gain)
 
     def likelihoods(self, latents: Latents, q: Tensor, y_q: Tensor) -> dict[str, Tensor]:

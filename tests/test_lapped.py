@@ -50,34 +50,62 @@ def test_the_coding_gain_is_the_published_one() -> None:
     assert coding_gain(lapped_basis(8)) == pytest.approx(9.22, abs=0.01)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (16, 64), (48, 32), (128, 80)])
+@pytest.mark.parametrize("size", [(64, 64), (64, 128), (192, 64), (128, 320)])
 def test_with_all_coefficients_the_way_back_is_exact_and_energy_is_kept(size) -> None:
     transform = LappedTransform(3 * BLOCK**2)
     x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
     y = transform(x)
     assert y.shape == (2, 768, size[0] // 16, size[1] // 16)
     assert torch.allclose(transform.inverse(y), x, atol=1e-5)
-    assert torch.allclose((y**2).sum(), (x**2).sum(), rtol=1e-5)
+    assert torch.allclose((transform.spread(y) ** 2).sum(), (x**2).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 256])
+def test_the_last_steps_are_undone_by_spread_and_keep_energy_but_for_the_scales(channels) -> None:
+    transform = LappedTransform(channels)
+    y = torch.randn(2, channels, 8, 12, generator=torch.Generator().manual_seed(0))
+    gathered = transform.gather(y)
+    assert torch.allclose(transform.spread(gathered), y, atol=1e-5)
+    gathered[:, transform.means] /= transform.coarse_scale.repeat(1, 2, 3)
+    others = [channel for channel in range(channels) if channel not in transform.means]
+    gathered[:, others] /= transform.scale[others, None, None]
+    assert torch.allclose((gathered**2).sum(), (y**2).sum(), rtol=1e-5)
+    assert torch.allclose(gathered[:, others], y[:, others], atol=1e-5)
+    assert len(transform.means) == {1: 1, 5: 2, 256: 3}[channels]
+
+
+def test_means_transformed_again_take_two_bits_less_of_each() -> None:
+    """At high rate a coefficient takes log2 of its deviation and a constant; photographs gave 1.8, 2.2 and 1.9 bits."""
+    transform = LappedTransform(256)
+    x = torch.stack([as_float(picture(384, 384, kind)) for kind in ("smooth", "text")])
+    y = transform(x - 0.5)
+    for number, channel in enumerate(transform.means[:1]):
+        again = y[:, channel] / transform.coarse_scale[number].repeat(6, 6)
+        apart = again.reshape(2, 6, 4, 6, 4).permute(2, 4, 0, 1, 3).flatten(2).std(-1)
+        assert float((transform.spread(y)[:, channel].std().log2() - apart.log2()).mean()) > 1
 
 
 def test_fewer_coefficients_are_the_first_of_more_and_leave_their_energy_out() -> None:
-    x = as_float(picture(128, 96, "noise"))[None]
+    x = as_float(picture(128, 192, "noise"))[None]
     some, more = LappedTransform(100), LappedTransform(200)
     y = more(x)
-    assert torch.allclose(some(x), y[:, :100], atol=1e-6)
+    assert torch.allclose(some(x), y[:, :100], atol=1e-5)
     error = (some.inverse(y[:, :100]) - x).square().sum()
-    assert torch.allclose(error, (x**2).sum() - (y[:, :100] ** 2).sum(), rtol=1e-4)
+    assert torch.allclose(error, (x**2).sum() - (some.spread(y[:, :100]) ** 2).sum(), rtol=1e-4)
 
 
 def test_a_flat_image_has_nothing_but_its_mean() -> None:
-    y = LappedTransform(192)(torch.full((1, 3, 64, 64), 0.3))
-    assert float(y[:, 1:].abs().max()) < 1e-5
-    assert torch.allclose(y[:, 0], torch.full((1, 4, 4), 0.3 * BLOCK * math.sqrt(3)))
+    transform = LappedTransform(192)
+    y = transform(torch.full((1, 3, 64, 64), 0.3))
+    assert float(y.flatten()[1:].abs().max()) < 1e-4
+    assert float(y[0, 0, 0, 0] / transform.coarse_scale[0, 0, 0]) == pytest.approx(0.3 * 4 * BLOCK * math.sqrt(3), rel=1e-4)
 
 
 def test_the_expected_widths_fall_with_frequency() -> None:
-    deviation = LappedTransform(256).deviation
-    assert (deviation > 0).all() and deviation[0] == deviation.max()
+    transform = LappedTransform(256)
+    for widths in (transform.deviation, transform.coarse_deviation[0].flatten(), transform.scale):
+        assert (widths > 0).all() and widths[0] == widths.max()
+    assert float(transform.coarse_deviation[0].min()) < float(transform.deviation[0]) < float(transform.coarse_deviation[0].max())
 
 
 @pytest.mark.parametrize("channels", [0, 769])
@@ -104,7 +132,7 @@ def test_an_untrained_codec_is_the_linear_one() -> None:
     x = as_float(picture(128, 64, "smooth"))[None]
     y = codec.compressor.analysis(x)
     transform = LappedTransform(48)
-    assert torch.allclose(y, 8 * transform(x - 0.5), atol=1e-4)
+    assert torch.allclose(y, 8 * transform(x - 0.5), atol=1e-3)
     assert torch.allclose(codec.compressor.synthesise(y), transform.inverse(transform(x - 0.5)) + 0.5, atol=1e-4)
 
 
