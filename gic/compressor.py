@@ -33,7 +33,7 @@ DOWNSAMPLING = 16
 """Pixels per latent element along each side."""
 HYPER_DOWNSAMPLING = 4
 """Elements of y per element of z along each side."""
-SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
+SIGMA_MIN, SIGMA_MAX = 0.05, 1024.0
 """Range of the prior's standard deviation, in units of y."""
 _BLOCKS = (ResidualBlock, ResidualBottleneckBlock, AttentionBlock)
 

@@ -5,12 +5,13 @@
 
 P mixes the 16 pixels across every border of two blocks, first along the rows, then along the columns, so that a
 coefficient reaches over its neighbours and nothing is seen of the blocks. Every step is orthonormal: with all 768
-coefficients the way back is exact. The transform is
-Malvar's (The LOT, IEEE Trans. ASSP 38, 1990) in the time-domain form of Tran, Liang and Tu (IEEE Trans. SP 51, 2003).
+coefficients the way back is exact. The transform is Malvar's (The LOT, IEEE Trans. ASSP 38, 1990) in the time-domain
+form of Tran, Liang and Tu (IEEE Trans. SP 51, 2003).
+
 Blocks next to each other have much the same mean; that it is transformed again, as JPEG XR does, saves two bits of
 each. At the end each coefficient is scaled by a power of its expected size, so that one step q is finer for coarse
-structure than for detail. At high rates equal steps would be best; at a bit per pixel and less a detail that is not
-rounded to zero costs more than its error.
+structure than for detail: at high rates equal steps would be best, but at a bit per pixel and less a detail that is
+not rounded to zero costs more than its error.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _COLOUR_WIDTH = 3.0
 _ENERGY = (2.2, 1.0, 0.5)
 """Standard deviation at frequency 1 of photographs in [0, 1]; it falls as f^-1.5."""
 _SCALE, _SCALE_POWER = 2.28, 0.4
-"""A coefficient of deviation d is scaled by ``_SCALE * d ** _SCALE_POWER``; 1 for one in the middle of 256."""
+"""A coefficient of deviation d is scaled by ``_SCALE * d ** _SCALE_POWER``, about 1 for one of middle frequency."""
 
 
 def dct(n: int) -> Tensor:

@@ -11,7 +11,7 @@ from small import formula, picture, small_model
 from torch import Tensor
 
 from gic.codec import ImageCodec
-from gic.compressor import Compressor
+from gic.compressor import SIGMA_MAX, Compressor
 from gic.errors import ConfigError
 from gic.images import as_float
 from gic.lapped import BLOCK, LappedTransform, dct, prefilter
@@ -74,15 +74,14 @@ def test_the_last_steps_are_undone_by_spread_and_keep_energy_but_for_the_scales(
     assert len(transform.means) == {1: 1, 5: 2, 256: 3}[channels]
 
 
-def test_means_transformed_again_take_two_bits_less_of_each() -> None:
-    """At high rate a coefficient takes log2 of its deviation and a constant; photographs gave 1.8, 2.2 and 1.9 bits."""
+def test_means_transformed_again_take_fewer_bits() -> None:
+    """At high rate a coefficient takes log2 of its deviation and a constant."""
     transform = LappedTransform(256)
-    x = torch.stack([as_float(picture(384, 384, kind)) for kind in ("smooth", "text")])
+    x = torch.stack([as_float(picture(384, 384, "smooth", salt)) for salt in range(3)])
     y = transform(x - 0.5)
-    for number, channel in enumerate(transform.means[:1]):
-        again = y[:, channel] / transform.coarse_scale[number].repeat(6, 6)
-        apart = again.reshape(2, 6, 4, 6, 4).permute(2, 4, 0, 1, 3).flatten(2).std(-1)
-        assert float((transform.spread(y)[:, channel].std().log2() - apart.log2()).mean()) > 1
+    again = y[:, 0] / transform.coarse_scale[0].repeat(6, 6)
+    apart = again.reshape(3, 6, 4, 6, 4).permute(2, 4, 0, 1, 3).flatten(2).std(-1)
+    assert float((transform.spread(y)[:, 0].std().log2() - apart.log2()).mean()) > 1
 
 
 def test_fewer_coefficients_are_the_first_of_more_and_leave_their_energy_out() -> None:
@@ -98,14 +97,15 @@ def test_a_flat_image_has_nothing_but_its_mean() -> None:
     transform = LappedTransform(192)
     y = transform(torch.full((1, 3, 64, 64), 0.3))
     assert float(y.flatten()[1:].abs().max()) < 1e-4
-    assert float(y[0, 0, 0, 0] / transform.coarse_scale[0, 0, 0]) == pytest.approx(0.3 * 4 * BLOCK * math.sqrt(3), rel=1e-4)
+    mean = y[0, 0, 0, 0] / transform.coarse_scale[0, 0, 0]
+    assert float(mean) == pytest.approx(0.3 * 4 * BLOCK * math.sqrt(3), rel=1e-4)
 
 
 def test_the_expected_widths_fall_with_frequency() -> None:
     transform = LappedTransform(256)
     for widths in (transform.deviation, transform.coarse_deviation[0].flatten(), transform.scale):
         assert (widths > 0).all() and widths[0] == widths.max()
-    assert float(transform.coarse_deviation[0].min()) < float(transform.deviation[0]) < float(transform.coarse_deviation[0].max())
+    assert transform.coarse_deviation[0].min() < transform.deviation[0] < transform.coarse_deviation[0].max()
 
 
 @pytest.mark.parametrize("channels", [0, 769])
@@ -134,6 +134,30 @@ def test_an_untrained_codec_is_the_linear_one() -> None:
     transform = LappedTransform(48)
     assert torch.allclose(y, 8 * transform(x - 0.5), atol=1e-3)
     assert torch.allclose(codec.compressor.synthesise(y), transform.inverse(transform(x - 0.5)) + 0.5, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (2, 3)])
+def test_the_prior_knows_how_wide_each_coefficient_is_in_its_place(size) -> None:
+    torch.manual_seed(0)
+    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=32, lapped=True)
+    transform = LappedTransform(48)
+    expected = (8 * transform.scale * transform.deviation)[:, None, None].repeat(1, 4 * size[0], 4 * size[1])
+    coarse = 8 * transform.coarse_scale * transform.coarse_deviation
+    expected[transform.means] = coarse.clamp_max(SIGMA_MAX).repeat(1, *size)
+    mu, sigma = compressor.hyper_synthesis(torch.zeros(1, 32, *size))
+    assert torch.allclose(sigma[0], expected, rtol=1e-4) and not mu.any()
+    # Whatever z is, a place adds what it adds.
+    z = torch.randint(-5, 6, (1, 32, *size), generator=torch.Generator().manual_seed(0)).float()
+    with_places = compressor.h_s(z)[0, 48:]
+    last = compressor.h_s[4].weight
+    places = [channel for channel in range(32) if last[48, channel, 1, 1] and not last[49, channel].any()]
+    assert len(places) == 16
+    last[:, places] = 0
+    added = with_places - compressor.h_s(z)[0, 48:]
+    wide = (transform.scale * transform.deviation)[transform.means, None, None] * 8
+    assert torch.allclose(added[transform.means], (coarse / wide).log().repeat(1, *size), atol=1e-4)
+    assert float(added[[c for c in range(48) if c not in transform.means]].abs().max()) < 1e-5
 
 
 def test_every_network_learns_from_the_second_step_on() -> None:
