@@ -33,8 +33,10 @@ DOWNSAMPLING = 16
 """Pixels per latent element along each side."""
 HYPER_DOWNSAMPLING = 4
 """Elements of y per element of z along each side."""
-SIGMA_MIN, SIGMA_MAX = 0.05, 1024.0
-"""Range of the prior's standard deviation, in units of y."""
+SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
+"""Range of the prior's standard deviation, in units of y ..."""
+LAPPED_SIGMA_MAX = 1024.0
+"""... and its end with the lapped transform, whose coarsest coefficients are wide."""
 _BLOCKS = (ResidualBlock, ResidualBottleneckBlock, AttentionBlock)
 
 
@@ -46,7 +48,7 @@ class Latents(NamedTuple):
         z: Hyper-latent h_a(y), (B, N, H/64, W/64).
         z_hat: z rounded to whole numbers, with straight-through gradient.
         mu: Prior mean of y, like y.
-        sigma: Prior standard deviation of y, like y, in [SIGMA_MIN, SIGMA_MAX].
+        sigma: Prior standard deviation of y, like y, at least SIGMA_MIN and at most the compressor's ``sigma_max``.
     """
 
     y: Tensor
@@ -310,6 +312,9 @@ class Compressor(nn.Module):
         lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
             networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
+    Attributes:
+        sigma_max: Largest standard deviation of the prior, in units of y.
+
     Raises:
         ConfigError: If there are more latent channels than the lapped transform has, or too many realistic stages.
 
@@ -362,7 +367,8 @@ class Compressor(nn.Module):
         self.prior_z = FactorizedPrior(n)
         self.prior_y = LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))
-        self.upper = LowerBound(-math.log(SIGMA_MAX))
+        self.sigma_max = LAPPED_SIGMA_MAX if lapped else SIGMA_MAX
+        self.upper = LowerBound(-math.log(self.sigma_max))
 
     @torch.no_grad()
     def _begin_linear(self, lapped: LappedTransform) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gic import portable, rans
-from gic.compressor import SIGMA_MAX, SIGMA_MIN, Compressor, FactorizedPrior
+from gic.compressor import SIGMA_MIN, Compressor, FactorizedPrior
 from gic.errors import ConfigError, FormatError
 from gic.exact import IntegerNetwork
 
@@ -53,7 +53,6 @@ SKIP_DITHER = round(math.log2(0.11) * LEVELS_PER_OCTAVE)
 
 _LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 _LOG2_SIGMA_MIN = round(math.log2(SIGMA_MIN) * LEVELS_PER_OCTAVE)
-_LOG2_SIGMA_MAX = round(math.log2(SIGMA_MAX) * LEVELS_PER_OCTAVE)
 _TAIL = 4.3  # half width of the Gaussian tables, in units of sigma
 _TAIL_LOGIT = 11.0  # the same of z's tables: a probability of 2e-5
 _Z_TABLE_MAX = 2048
@@ -326,6 +325,7 @@ class EntropyCoder:
 
     def __init__(self, compressor: Compressor) -> None:
         self.hyper_channels = compressor.hyper_channels
+        self._log2_sigma_max = round(math.log2(compressor.sigma_max) * LEVELS_PER_OCTAVE)
         m = compressor.latent_channels
         gain = torch.tensor([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * m, dtype=torch.float64)
         self._h_s = IntegerNetwork(compressor.h_s, gain)
@@ -354,7 +354,7 @@ class EntropyCoder:
             ValueError: If ``z`` is not made of whole numbers.
         """
         mu, log2_sigma = self._h_s(z).chunk(2, dim=1)
-        log2_sigma = log2_sigma.clamp(_LOG2_SIGMA_MIN, _LOG2_SIGMA_MAX)
+        log2_sigma = log2_sigma.clamp(_LOG2_SIGMA_MIN, self._log2_sigma_max)
         return Prior((mu / 2**MU_BITS).float().to(z.device), log2_sigma.to(torch.int32).to(z.device))
 
     def encode_z(self, z: IntArray) -> bytes:

@@ -11,7 +11,7 @@ from small import formula, picture, small_model
 from torch import Tensor
 
 from gic.codec import ImageCodec
-from gic.compressor import SIGMA_MAX, Compressor
+from gic.compressor import LAPPED_SIGMA_MAX, Compressor
 from gic.errors import ConfigError
 from gic.images import as_float
 from gic.lapped import BLOCK, LappedTransform, dct, prefilter
@@ -144,7 +144,7 @@ def test_the_prior_knows_how_wide_each_coefficient_is_in_its_place(size) -> None
     transform = LappedTransform(48)
     expected = (8 * transform.scale * transform.deviation)[:, None, None].repeat(1, 4 * size[0], 4 * size[1])
     coarse = 8 * transform.coarse_scale * transform.coarse_deviation
-    expected[transform.means] = coarse.clamp_max(SIGMA_MAX).repeat(1, *size)
+    expected[transform.means] = coarse.clamp_max(LAPPED_SIGMA_MAX).repeat(1, *size)
     mu, sigma = compressor.hyper_synthesis(torch.zeros(1, 32, *size))
     assert torch.allclose(sigma[0], expected, rtol=1e-4) and not mu.any()
     # Whatever z is, a place adds what it adds.
