@@ -224,7 +224,7 @@ class ImageCodec:
         right = min(width, place.left + columns * DOWNSAMPLING + HALO)
         x = pixels[:, top:bottom, left:right].to(self.device).float()[None] / 255
         # Repeat the last row and column until the window holds all of the tile's latents.
-        unit = DOWNSAMPLING * HYPER_DOWNSAMPLING
+        unit = self.model.compressor.multiple
         want_h = max(-(-(bottom - top) // unit) * unit, place.top - top + rows * DOWNSAMPLING)
         want_w = max(-(-(right - left) // unit) * unit, place.left - left + columns * DOWNSAMPLING)
         x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")

@@ -312,9 +312,6 @@ class Compressor(nn.Module):
         lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
             networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
-    Attributes:
-        sigma_max: Largest standard deviation of the prior, in units of y.
-
     Raises:
         ConfigError: If there are more latent channels than the lapped transform has, or too many realistic stages.
 
@@ -367,8 +364,7 @@ class Compressor(nn.Module):
         self.prior_z = FactorizedPrior(n)
         self.prior_y = LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))
-        self.sigma_max = LAPPED_SIGMA_MAX if lapped else SIGMA_MAX
-        self.upper = LowerBound(-math.log(self.sigma_max))
+        self.upper = LowerBound(-math.log(LAPPED_SIGMA_MAX if lapped else SIGMA_MAX))
 
     @torch.no_grad()
     def _begin_linear(self, lapped: LappedTransform) -> None:
@@ -418,6 +414,11 @@ class Compressor(nn.Module):
         """Scale of each coefficient of y in the eyes of the networks, (M,): as wide as it is, but no less than 1."""
         assert self.lapped is not None
         return torch.sqrt((self.gain * self.lapped.deviation) ** 2 + 1)
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest standard deviation of the prior, in units of y; it comes with the weights."""
+        return math.exp(-float(self.upper.bound))
 
     @property
     def multiple(self) -> int:

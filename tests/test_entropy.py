@@ -23,7 +23,6 @@ from gic.entropy import (
     LEVELS_PER_OCTAVE,
     OFFSETS,
     SCALE_FIRST,
-    SCALE_LAST,
     SCALE_STEP,
     SKIP_DITHER,
     SYMBOL_MAX,
@@ -274,8 +273,7 @@ def test_files_are_as_short_as_the_float_model_says(compressor: Compressor, code
     mu, sigma = compressor.hyper_synthesis(torch.from_numpy(z).float())
     q = torch.tensor(level_value(code))
     symbols, _ = random_y(coder, prior, code, False)
-    widest = sigma.double().clamp_max(q * 2 ** (SCALE_LAST / LEVELS_PER_OCTAVE))
-    p = compressor.prior_y(mu.double() + q * torch.from_numpy(symbols), q, mu.double(), widest)
+    p = compressor.prior_y(mu.double() + q * torch.from_numpy(symbols), q, mu.double(), sigma.double())
     ideal = float(-torch.log2(p).sum())
     assert abs(coder.bits_y(symbols, prior, code) - ideal) < 2e-3 * ideal
     _, p = compressor.prior_z(torch.from_numpy(z).float())
