@@ -7,6 +7,7 @@ it. Only classes of gic are built from a file, and nothing is unpickled but tens
 from __future__ import annotations
 
 import json
+import zipfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ def _read_lightning(path: Path) -> Weights:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files it cannot read
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), or it is cut short"
         raise ConfigError(f"{path} cannot be read as a checkpoint: {reason}") from error
     try:
         config = checkpoint["hyper_parameters"]["codec"]

@@ -161,18 +161,9 @@ class ImageCodec:
             ConfigError: If settings contradict each other, or the target cannot be reached with this model.
             ImageError: If the image cannot be read.
         """
-        target = _one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        _one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)  # before the work
         encoding = self.encoding(image, quantizer=quantizer, seed=seed, tile=tile, keep_metadata=keep_metadata)
-        if target == "q":
-            assert q is not None
-            return encoding.at(level_code(self.model.check_level(q)))
-        if target == "bpp":
-            assert bpp is not None
-            return encoding.nearest(bpp * encoding.width * encoding.height / 8)
-        if target == "max_bytes":
-            assert max_bytes is not None
-            return encoding.within(max_bytes)
-        return encoding.at(self.quality_code(DEFAULT_QUALITY if quality is None else quality))
+        return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
 
     def encoding(
         self,
@@ -184,7 +175,7 @@ class ImageCodec:
         keep_metadata: bool = False,
     ) -> Encoding:
         """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
-        pixels, metadata = _read_pixels(image, keep_metadata)
+        pixels, metadata, notes = _read_pixels(image, keep_metadata)
         height, width = pixels.shape[-2:]
         if (problem := size_problem(width, height)) is not None:
             raise ImageError(problem)
@@ -198,7 +189,7 @@ class ImageCodec:
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
             raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
-        return Encoding(self, pixels, quantizer, _check_seed(seed), tile, metadata)
+        return Encoding(self, pixels, quantizer, _check_seed(seed), tile, metadata, notes)
 
     def quality_code(self, quality: float) -> int:
         """Level code of a quality from 0 (``q_max``) to 100 (``q_min``).
@@ -370,7 +361,8 @@ class Latent(NamedTuple):
 class Encoding:
     """One image on its way to a file: analysed once, coded at any level.
 
-    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels.
+    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels, ``notes`` what was changed
+    to make 8 bit sRGB of it, see :class:`gic.images.LoadedImage`.
     """
 
     def __init__(
@@ -381,8 +373,10 @@ class Encoding:
         seed: int,
         tile: int,
         metadata: Metadata,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.codec = codec
+        self.notes = notes
         self.height, self.width = pixels.shape[-2:]
         self.quantizer = quantizer
         self.seed = seed if quantizer == "dither" else 0
@@ -392,6 +386,27 @@ class Encoding:
         self.offsets = [
             codec.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
         ]
+
+    def compress(
+        self,
+        *,
+        q: float | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+        quality: float | None = None,
+    ) -> bytes:
+        """A whole ``.gic`` file at the rate named; arguments and errors are those of :meth:`ImageCodec.compress`."""
+        target = _one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        if target == "q":
+            assert q is not None
+            return self.at(level_code(self.codec.model.check_level(q)))
+        if target == "bpp":
+            assert bpp is not None
+            return self.nearest(bpp * self.width * self.height / 8)
+        if target == "max_bytes":
+            assert max_bytes is not None
+            return self.within(max_bytes)
+        return self.at(self.codec.quality_code(DEFAULT_QUALITY if quality is None else quality))
 
     def _symbols(self, index: int, level: int) -> NDArray[np.int32]:
         tile, offsets = self.tiles[index], self.offsets[index]
@@ -637,8 +652,8 @@ def _check_seed(seed: int) -> int:
     return seed
 
 
-def _read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata]:
-    """Pixels as uint8 (3, H, W) and what is to travel beside them."""
+def _read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:
+    """Pixels as uint8 (3, H, W), what is to travel beside them, and notes on what was changed."""
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
@@ -647,10 +662,15 @@ def _read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadat
         if image.dim() != 3 or image.shape[0] != 3:
             raise ImageError(f"a tensor must have the shape (3, H, W), not {tuple(image.shape)}")
         if image.dtype == torch.uint8:
-            return image.cpu(), NO_METADATA
+            return image.cpu(), NO_METADATA, ()
         if not image.is_floating_point() or not bool(torch.isfinite(image).all()):
             raise ImageError("a tensor must be uint8, or float in [0, 1] without NaN")
-        return torch.round(image.detach().float().cpu().clamp(0, 1) * 255).to(torch.uint8), NO_METADATA
+        return torch.round(image.detach().float().cpu().clamp(0, 1) * 255).to(torch.uint8), NO_METADATA, ()
+    if not isinstance(image, (bytes, str, Path, Image.Image)) and not hasattr(image, "read"):
+        raise ImageError(
+            "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), "
+            f"not {type(image).__name__}"
+        )
     loaded = load_rgb(image, keep_profile=keep_metadata)
     metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA
-    return to_tensor(loaded.image), metadata
+    return to_tensor(loaded.image), metadata, loaded.notes

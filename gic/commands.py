@@ -90,19 +90,16 @@ def compress(args: Namespace) -> int:
     codec = _load(args)
 
     def one(job: Job) -> str:
-        data = codec.compress(
-            _read(job.source),
-            q=args.q,
-            bpp=args.bpp,
-            max_bytes=args.max_bytes,
-            quality=args.quality,
-            quantizer=args.quantizer,
-            seed=args.seed,
-            keep_metadata=args.keep_metadata,
+        if job.target is not None and job.target.suffix != SUFFIX and _is_picture_suffix(job.target.suffix):
+            raise ConfigError(f"{job.target} would not be what its suffix says: use {job.target.with_suffix(SUFFIX)}")
+        encoding = codec.encoding(
+            _read(job.source), quantizer=args.quantizer, seed=args.seed, keep_metadata=args.keep_metadata
         )
+        data = encoding.compress(q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality)
         _write(job.target, data)
         file = unpack(data)
-        return f"{len(data)} bytes, {len(data) * 8 / (file.width * file.height):.4f} bpp, q {_q(file):.3f}"
+        rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
+        return "; ".join([f"{len(data)} bytes, {rate}, q {_q(file):.3f}", *encoding.notes])
 
     return _run(jobs, one, args.overwrite)
 
@@ -146,6 +143,8 @@ def info(args: Namespace) -> int:
             else:
                 print(name)
                 for key, value in facts.items():
+                    if key == "tile_side" and not value:
+                        continue  # one piece
                     print(f"  {key.replace('_', ' '):<16}{value}")
     return code
 
@@ -300,6 +299,12 @@ def _write(path: Path | None, data: bytes) -> None:
         sys.stdout.buffer.flush()
     else:
         write_bytes(path, data)
+
+
+def _is_picture_suffix(suffix: str) -> bool:
+    from PIL import Image
+
+    return suffix.lower() in Image.registered_extensions()
 
 
 def _picture_format(target: Path | None) -> str:

@@ -248,7 +248,7 @@ def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     if isinstance(source, bytes):
-        return f"the image of {len(source)} bytes"
+        return f"the file of {len(source)} bytes"
     name = getattr(source, "filename", None) or getattr(source, "name", None)
     return name if isinstance(name, str) and name else "the image"
 

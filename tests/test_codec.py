@@ -437,6 +437,7 @@ def test_all_kinds_of_input_make_the_same_file(tmp_path: Path, codec) -> None:
         np.zeros((8, 8, 3), np.float64),
         b"no picture",
         "nowhere.png",
+        5,
     ],
 )
 def test_what_is_no_picture_is_refused(given, codec) -> None:
@@ -527,7 +528,7 @@ def test_pixels_stay_in_the_profile_that_travels(codec) -> None:
 
 
 def test_too_much_metadata_is_refused(codec, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_read_pixels", lambda *a: (picture(9, 9), Metadata(b"", bytes(MAX_METADATA + 1))))
+    monkeypatch.setattr(module, "_read_pixels", lambda *a: (picture(9, 9), Metadata(b"", bytes(MAX_METADATA + 1)), ()))
     with pytest.raises(ConfigError, match="leave out the metadata"):
         codec.compress("any.png", keep_metadata=True)
 

@@ -169,7 +169,7 @@ def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
         (["compress", "a.png", "--seed", "-1"], "seed"),
         (["compress", "a.png", "--device", "nonsense"], "device nonsense"),
         (["compress", "a.png", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
-        (["compress", "a.png", "--checkpoint", "a.png"], "a.png cannot be read as a checkpoint"),
+        (["compress", "a.png", "--checkpoint", "a.png"], "a.png cannot be read as a checkpoint: it is neither a training"),
         (["decompress", "a.png"], "no .gic file: it does not begin with GIC"),
     ],
 )
@@ -218,6 +218,22 @@ def test_targets_and_options_reach_the_codec(folder: Path) -> None:
     run(["decompress", "q.gic", "-o", "mean.png", "--sampler", "mean", "--steps", "3"])
     run(["decompress", "q.gic", "-o", "most.png", "--realism", "1"])
     assert Path("least.png").read_bytes() == Path("mean.png").read_bytes() != Path("most.png").read_bytes()
+
+
+def test_what_a_picture_loses_is_said(folder: Path, capsys) -> None:
+    Image.new("LA", (40, 30), (90, 128)).save("clear.png")
+    assert run(["compress", "a.png", "clear.png"]) == 0
+    plain, clear = capsys.readouterr().err.splitlines()
+    assert ";" not in plain
+    assert clear.endswith("; alpha blended onto white; grey expanded to RGB")
+
+
+@pytest.mark.parametrize("name", ["small.jpg", "small.PNG"])
+def test_compressed_files_do_not_pass_for_pictures(folder: Path, capsys, name: str) -> None:
+    assert run(["compress", "a.png", "-o", name]) == 2
+    assert f"{name} would not be what its suffix says: use small.gic" in capsys.readouterr().err
+    assert not Path(name).exists()
+    assert run(["compress", "a.png", "-o", "small.bin"]) == 0
 
 
 def test_metadata_is_kept_only_on_request(folder: Path, capsys) -> None:
@@ -377,7 +393,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_failing_encoder_leaves_nothing(folder: Path, monkeypatch, capsys) -> None:
     from gic.codec import ImageCodec
 
-    monkeypatch.setattr(ImageCodec, "compress", lambda *a, **k: (_ for _ in ()).throw(ConfigError("not today")))
+    monkeypatch.setattr(ImageCodec, "encoding", lambda *a, **k: (_ for _ in ()).throw(ConfigError("not today")))
     before = set(folder.rglob("*"))
     assert run(["compress", "a.png", "-o", "out.gic"]) == 2
     assert "not today" in capsys.readouterr().err

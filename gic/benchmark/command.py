@@ -260,6 +260,8 @@ def print_summary(results: Results, bd_rows: Sequence[Mapping[str, Any]]) -> Non
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 40 + 12 * len(results.metrics))  # a log file has no edge to keep to
     table = Table(title=f"means of {len(results.images)} images, real files")
     for heading in ("curve", "setting", "bits per pixel", *(info.label for info in results.metrics.values()), "s", "s"):
         table.add_column(heading, justify="left" if heading in ("curve", "setting") else "right")
