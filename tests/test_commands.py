@@ -169,7 +169,7 @@ def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
         (["compress", "a.png", "--seed", "-1"], "seed"),
         (["compress", "a.png", "--device", "nonsense"], "device nonsense"),
         (["compress", "a.png", "--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
-        (["compress", "a.png", "--checkpoint", "a.png"], "a.png cannot be read as a checkpoint: it is neither a training"),
+        (["compress", "a.png", "--checkpoint", "a.png"], "a.png cannot be read as a checkpoint: it is neither"),
         (["decompress", "a.png"], "no .gic file: it does not begin with GIC"),
     ],
 )
