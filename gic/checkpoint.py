@@ -85,8 +85,12 @@ def _read_lightning(path: Path) -> Weights:
 
 
 def load_codec_state(path: str | Path) -> dict[str, Tensor]:
-    """Parameters of the codec in a checkpoint or weights file, float32."""
-    return {name: tensor.float() for name, tensor in read_weights(path).state.items()}
+    """Parameters of the codec in a checkpoint or weights file to train on from, float32.
+
+    Constants that files of earlier versions hold (``*.bound``) are left out: training takes those of the code.
+    """
+    state = read_weights(path).state
+    return {name: tensor.float() for name, tensor in state.items() if not name.endswith(".bound")}
 
 
 def build_codec(config: Mapping[str, Any]) -> Codec:

@@ -37,6 +37,7 @@ from gic.fileformat import (
     unpack,
 )
 from gic.images import load_rgb, to_image, to_tensor
+from gic.layers import LowerBound
 from gic.model import Codec
 from gic.reverse import denoiser
 
@@ -614,9 +615,13 @@ class _Decoding:
 
 
 def model_id(model: Codec) -> bytes:
-    """First bytes of a hash over the names, shapes and float32 values of all parameters."""
+    """First bytes of a hash over the names, shapes and float32 values of all parameters and of all bounds."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if isinstance(module, LowerBound):  # constants, which weights of version 0.4 and earlier hold
+            tensors[f"{name}.bound"] = torch.tensor([module.bound if module.on_file is None else module.on_file])
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.digest()[:MODEL_ID_BYTES]

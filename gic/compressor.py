@@ -15,6 +15,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gic import sde
 from gic.errors import ConfigError
 from gic.lapped import LappedTransform
 from gic.layers import AttentionBlock, LowerBound, ResidualBlock, ResidualBottleneckBlock, conv3x3, subpel_conv3x3
@@ -195,7 +197,8 @@ class Analysis(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1], H and W multiples of 16, to y (B, M, H/16, W/16)."""
-        return self.gain * _through(self.layers, x - 0.5, self.checkpointing)
+        # float32 before anything else is done with it: under autocast the layers yield bfloat16.
+        return self.gain * _through(self.layers, x - 0.5, self.checkpointing).float()
 
 
 class Synthesis(nn.Module):
@@ -258,33 +261,36 @@ class Synthesis(nn.Module):
         self.register_load_state_dict_pre_hook(_without_realism)  # type: ignore[no-untyped-call]
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, y: Tensor, realism: float | Tensor = 0.0) -> Tensor:
+    def forward(self, y: Tensor, realism: sde.Realism = 0.0) -> Tensor:
         """Latent to image.
 
         Args:
             y: Latent (B, M, h, w).
-            realism: r in [0, 1], a number or (B,); a tensor is best kept on the CPU, where its values are looked at.
+            realism: r in [0, 1], a number or one for each sample, best with equal ones next to each other: these
+                are decoded together.
 
         Returns:
-            Image (B, 3, 16 h, 16 w), not clamped.
+            Image (B, 3, 16 h, 16 w), float32, not clamped.
         """
         x = _through(self.layers[: self.shared], y / self.gain, self.checkpointing)
-        if isinstance(realism, Tensor) and realism.numel() > 1:
-            values, group = torch.unique(realism, return_inverse=True)
-            parts = [(group == i).nonzero()[:, 0].to(x.device) for i in range(len(values))]
-            out = torch.cat([self._image(x[part], float(r)) for part, r in zip(parts, values, strict=True)])
-            return out[torch.cat(parts).argsort()]
-        return self._image(x, float(realism))
+        values = sde.numbers(realism)
+        if len(values) == 1:
+            return self._image(x, values[0])
+        runs = [(r, len(list(run))) for r, run in groupby(values)]
+        parts = torch.split(x, [count for _, count in runs])
+        return torch.cat([self._image(part, r) for part, (r, _) in zip(parts, runs, strict=True)])
 
     def _image(self, x: Tensor, r: float) -> Tensor:
         """Last layers, at one r for all the batch."""
         layers = self.layers[self.shared :]
         if r == 0 and not self.training:
-            return layers(x) + 0.5  # type: ignore[no-any-return]
-        # In training also at r = 0: DistributedDataParallel wants every parameter in every step.
-        change = dict(self.realistic.named_parameters())
-        weights = {name: w + r * change[name] for name, w in layers.named_parameters()}
-        return _through(layers, x, self.checkpointing, weights) + 0.5
+            out: Tensor = layers(x)
+        else:
+            # In training also at r = 0: DistributedDataParallel wants every parameter in every step.
+            change = dict(self.realistic.named_parameters())
+            weights = {name: w + r * change[name] for name, w in layers.named_parameters()}
+            out = _through(layers, x, self.checkpointing, weights)
+        return out.float() + 0.5  # added in float32: in bfloat16 the sum would have steps of 1/256
 
 
 def _without_realism(module: Synthesis, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -417,8 +423,11 @@ class Compressor(nn.Module):
 
     @property
     def sigma_max(self) -> float:
-        """Largest standard deviation of the prior, in units of y; it comes with the weights."""
-        return math.exp(-float(self.upper.bound))
+        """Largest standard deviation that the prior of files has, in units of y.
+
+        It follows from ``lapped``; weights of version 0.4 and earlier hold a rounded one, which their files keep.
+        """
+        return math.exp(-(self.upper.bound if self.upper.on_file is None else self.upper.on_file))
 
     @property
     def multiple(self) -> int:
@@ -438,7 +447,7 @@ class Compressor(nn.Module):
 
     def analysis(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to latent y (B, M, H/16, W/16), float32."""
-        y: Tensor = self.g_a(x).float()
+        y: Tensor = self.g_a(x)
         if self.lapped is not None:
             learned = self._unit()[:, None, None] / self.gain * y
             y = self.gain * self.lapped(x - 0.5) + self.lapped.gather(learned)
@@ -457,12 +466,12 @@ class Compressor(nn.Module):
         log_sigma = -self.upper(-self.lower(log_sigma))
         return mu, torch.exp(log_sigma)
 
-    def synthesise(self, y: Tensor, realism: float | Tensor = 0.0) -> Tensor:
-        """Latent (B, M, h, w) at realism r, a number or (B,), to image (B, 3, 16 h, 16 w), float32, not clamped."""
+    def synthesise(self, y: Tensor, realism: sde.Realism = 0.0) -> Tensor:
+        """Latent (B, M, h, w) at realism r, a number or B of them, to image (B, 3, 16 h, 16 w), float32, unclamped."""
         if self.lapped is None:
-            return self.g_s(y, realism).float()  # type: ignore[no-any-return]
+            return self.g_s(y, realism)  # type: ignore[no-any-return]
         spread = self.lapped.spread(y)
-        learned: Tensor = self.g_s(self.gain * spread / self._unit()[:, None, None], realism).float()
+        learned: Tensor = self.g_s(self.gain * spread / self._unit()[:, None, None], realism)
         return learned + self.lapped.inverse(y / self.gain)
 
     def likelihoods(self, latents: Latents, q: Tensor, y_q: Tensor) -> dict[str, Tensor]:

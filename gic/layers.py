@@ -93,25 +93,38 @@ class AttentionBlock(nn.Module):
 
 class _Bounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: Tensor) -> Tensor:
-        ctx.save_for_backward(x, bound)
-        return torch.max(x, bound)
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        x, bound = ctx.saved_tensors
-        return ((x >= bound) | (grad_output < 0)) * grad_output, None
+        (x,) = ctx.saved_tensors
+        return ((x >= ctx.bound) | (grad_output < 0)) * grad_output, None
 
 
 class LowerBound(nn.Module):
-    """``max(x, bound)``, with a gradient below the bound where it leads back above it."""
+    """``max(x, bound)``, with a gradient below the bound where it leads back above it.
 
-    bound: Tensor
+    The bound is a constant of the code: it is no part of ``state_dict()``, so that no file rounds or overrules it.
+
+    Attributes:
+        bound: The bound.
+        on_file: What weights of an earlier version, which held the bound, had for it; None for others. Only files made
+            with those weights depend on it.
+    """
 
     def __init__(self, bound: float) -> None:
         super().__init__()
-        self.register_buffer("bound", torch.tensor([float(bound)]))
+        self.bound = float(bound)
+        self.on_file: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same."""
         return _Bounded.apply(x, self.bound)  # type: ignore[no-any-return]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.pop(f"{prefix}bound", None)
+        self.on_file = None if saved is None else float(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args)

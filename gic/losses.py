@@ -74,7 +74,7 @@ class Objective:
             as 1 / q, so that 0 lets the finest levels dominate and 1 lets all levels count alike.
         reverse_weight: w_rev, weight of the reverse loss.
         reverse_loss: ``nll`` or ``mse``, see :meth:`gic.model.Codec.reverse_loss`.
-        realism: Values of r that the samples of a batch take in turn, from a random one on; the perceptual terms of a
+        realism: Values of r that the samples of a batch share, in turn from a random one on; the perceptual terms of a
             sample count r-fold, so that r = 0 stays the estimate of least distortion.
         sampler: Sampler in training, the codec's default if left out.
         steps: Number of steps in training, the codec's default if left out.
@@ -135,10 +135,9 @@ class Objective:
             samples with r > 0; NaN if there are none).
         """
         q = codec.sample_levels(len(x), x.device) if q is None else q
-        # On the CPU: which samples go together must not wait for a GPU.
-        r = torch.tensor(self.realism)[
-            (torch.arange(len(x)) + torch.randint(len(self.realism), ())) % len(self.realism)
-        ]
+        # Numbers of Python in ascending order: which samples go together must not wait for a GPU.
+        first = int(torch.randint(len(self.realism), ()))
+        r = sorted(self.realism[(first + i) % len(self.realism)] for i in range(len(x)))
         if self.decodes:
             out = codec(x, q, realism=r, sampler=self.sampler, steps=self.steps)
         else:
@@ -154,11 +153,12 @@ class Objective:
         if self.reverse_weight > 0:
             parts["reverse"] = codec.reverse_loss(out.latents, out.y_q, q, self.reverse_loss)
             loss = loss + self.reverse_weight * parts["reverse"]
-        judged = r.nonzero()[:, 0].to(x.device)
+        unjudged = r.count(0.0)  # the samples before have no perceptual term
+        share = torch.tensor(r[unjudged:]).to(x.device, non_blocking=True)
         for name, term in self.terms.items():
-            if len(judged):
-                parts[name] = term(out.x_hat[judged], x[judged])
-                loss = loss.index_add(0, judged, term.weight * r[r > 0].to(x.device) * parts[name])
+            if unjudged < len(x):
+                parts[name] = term(out.x_hat[unjudged:], x[unjudged:])
+                loss = torch.cat([loss[:unjudged], loss[unjudged:] + term.weight * share * parts[name]])
             else:
                 parts[name] = loss.new_full((1,), math.nan)
         return {"loss": loss.mean(), **{name: part.detach().mean() for name, part in parts.items()}}

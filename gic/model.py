@@ -152,7 +152,7 @@ class Codec(nn.Module):
         y_q: Tensor,
         q: Tensor,
         *,
-        realism: float | Tensor = 1.0,
+        realism: sde.Realism = 1.0,
         sampler: sde.Sampler | None = None,
         steps: int | None = None,
         generator: sde.Generator = None,
@@ -174,7 +174,7 @@ class Codec(nn.Module):
         x: Tensor,
         q: Tensor,
         *,
-        realism: float | Tensor = 1.0,
+        realism: sde.Realism = 1.0,
         sampler: sde.Sampler | None = None,
         steps: int | None = None,
         generator: sde.Generator = None,
@@ -184,7 +184,7 @@ class Codec(nn.Module):
         Args:
             x: Image (B, 3, H, W) in [0, 1]; H and W multiples of ``compressor.multiple``.
             q: Level of each image, (B,).
-            realism: r in [0, 1], a number or (B,) (DESIGN 7).
+            realism: r in [0, 1], a number or one for each sample (DESIGN 7).
             sampler: Sampler, the codec's default if left out.
             steps: Number of steps, the codec's default if left out.
             generator: Noise of the quantiser and of stochastic samplers.

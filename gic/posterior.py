@@ -53,18 +53,23 @@ class _Form(NamedTuple):
     neutral: tuple[float, ...]
 
 
+def _counts_elements(value: Tensor) -> bool:
+    """Whether to compute each form for the elements of its branch alone; to count them would wait for a GPU."""
+    return value.device.type == "cpu"
+
+
 def _by_branch(forms: Sequence[_Form], *arguments: Tensor) -> Tensor:
     """Each element by the form of its branch: narrow, tail or centre, of the first two arguments c and h."""
     branches = _branches(arguments[0], arguments[1])
     value = torch.zeros_like(arguments[0])
     for (formula, neutral), mask in zip(forms, branches, strict=True):
-        if value.is_cuda:  # counting the elements of a branch would wait for the GPU
-            safe = [_safe(t, mask, n) for t, n in zip(arguments, neutral, strict=True)]
-            value = torch.where(mask, formula(*safe), value)
-        else:
+        if _counts_elements(value):
             index = mask.flatten().nonzero()[:, 0]
             chosen = [t.flatten()[index] for t in arguments]
             value = value.flatten().index_copy(0, index, formula(*chosen)).reshape(value.shape)
+        else:
+            safe = [_safe(t, mask, n) for t, n in zip(arguments, neutral, strict=True)]
+            value = torch.where(mask, formula(*safe), value)
     return value
 
 

@@ -33,6 +33,8 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 Generator = torch.Generator | Sequence[torch.Generator] | None
 Quantizer = Literal["round", "dither", "noise"]
 Sampler = Literal["mean", "euler", "heun", "sde", "restart"]
+Realism = float | Sequence[float] | Tensor
+"""r in [0, 1] (DESIGN 7): a number, or one for each sample. Numbers of Python are known without waiting for a GPU."""
 
 QUANTIZERS: tuple[Quantizer, ...] = ("round", "dither", "noise")
 SAMPLERS: tuple[Sampler, ...] = ("mean", "euler", "heun", "sde", "restart")
@@ -53,10 +55,21 @@ def level(q: float | Tensor, like: Tensor) -> Tensor:
         ValueError: If the number of levels is neither 1 nor B.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    q = torch.as_tensor(q, dtype=dtype, device=like.device).reshape(-1)
+    q = torch.as_tensor(q, dtype=dtype).to(like.device, non_blocking=True).reshape(-1)
     if q.numel() not in (1, like.shape[0]):
         raise ValueError(f"{q.numel()} levels q for a batch of {like.shape[0]}: give one, or one per sample")
     return q.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def numbers(realism: Realism) -> list[float]:
+    """The numbers of r, one for all samples or one for each.
+
+    >>> numbers(0.5), numbers((0.0, 1.0))
+    ([0.5], [0.0, 1.0])
+    """
+    if isinstance(realism, Tensor):
+        return realism.reshape(-1).tolist()
+    return [float(r) for r in realism] if isinstance(realism, Sequence) else [float(realism)]
 
 
 def uniform(like: Tensor, generator: Generator = None) -> Tensor:
@@ -211,7 +224,7 @@ def reverse(
     *,
     steps: int = 2,
     sampler: Sampler = "heun",
-    realism: float | Tensor = 1.0,
+    realism: Realism = 1.0,
     rho: float = 1.0,
     alpha: float | Callable[[float], float] = 0.5,
     restarts: int = 1,
@@ -233,8 +246,8 @@ def reverse(
         q: Quantisation step > 0, a number or (B,).
         steps: Number N of steps, at least 1.
         sampler: One of :data:`SAMPLERS`.
-        realism: r in [0, 1], a number or (B,): ``(1 - r) * D(y_q, q) + r * y_0`` with ``y_0`` the end of the
-            flow; 0 is the estimate of least distortion (DESIGN 7).
+        realism: r in [0, 1], a number or one for each sample: ``(1 - r) * D(y_q, q) + r * y_0`` with ``y_0`` the end of
+            the flow; 0 is the estimate of least distortion (DESIGN 7).
         rho: Exponent of :func:`schedule`.
         alpha: Share of new noise of ``sde``, in [0, 1]; a number or a function of t = q_{i+1} / q.
         restarts: Number of coin flips of ``restart``.
@@ -257,14 +270,13 @@ def reverse(
         raise ValueError(f"restarts must be 0 or more, not {restarts}")
     y = y_q.to(torch.promote_types(y_q.dtype, torch.float32))
     q = level(q, y)
-    given = torch.as_tensor(realism)  # looked at where it lies: on the CPU that waits for no GPU
-    if not bool(((given >= 0) & (given <= 1)).all()):
+    given = numbers(realism)
+    if not all(0 <= value <= 1 for value in given):
         raise ValueError("realism must lie in [0, 1]")
-    r = level(given, y)
     levels = schedule(steps, rho)
 
     mean = _denoise(denoiser, y, q)
-    if sampler == "mean" or not bool(given.any()):
+    if sampler == "mean" or not any(given):
         return mean
     if sampler == "euler":
         end = _euler(denoiser, y, q, levels, mean)
@@ -274,7 +286,7 @@ def reverse(
         end = _sde(denoiser, y, q, levels, mean, alpha, generator)
     else:
         end = _restart(denoiser, y, q, levels, mean, restarts, generator)
-    return mean + r * (end - mean)
+    return mean + level(torch.tensor(given, dtype=y.dtype), y) * (end - mean)
 
 
 def _denoise(denoiser: Denoiser, y: Tensor, q: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import yaml
 
 import gic
-from gic.checkpoint import build_codec, load_codec, read_weights
+from gic.checkpoint import build_codec, load_codec, load_codec_state, read_weights
 from gic.cli import run
+from gic.compressor import Latents
+from gic.loading import default_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -60,3 +63,24 @@ def test_a_checkpoint_from_before_the_second_set_of_weights_serves_a_codec_that_
     second = list(codec.compressor.g_s.realistic.parameters())
     assert second
     assert not any(weights.any() for weights in second)
+
+
+def test_constants_are_no_weights_and_are_not_rounded_with_them():
+    """Weights of version 0.4 hold the bounds, rounded to half precision: 1e-9 became 0, and the rate infinite."""
+    shipped = default_checkpoint()
+    codec = build_codec(read_weights(shipped).config).train()
+    codec.load_state_dict(load_codec_state(shipped))
+    assert not [name for name in codec.state_dict() if "bound" in name]
+    latents = Latents(*(torch.zeros(1, 256, 4, 4) for _ in range(4)), torch.ones(1, 256, 4, 4))
+    latents = latents._replace(z=torch.full((1, 128, 1, 1), 1e4), y=torch.full((1, 256, 4, 4), 1e6))
+    q = torch.ones(1)
+    assert torch.isfinite(codec.bits(latents, q, latents.y)).all()
+    assert codec.compressor.sigma_max == pytest.approx(1024)
+
+
+def test_the_weights_that_ship_keep_their_name_whatever_becomes_of_constants():
+    codec = gic.load()
+    if default_checkpoint().stem == "small-0.4":
+        assert codec.model_id.hex() == "988170c9b4fc"
+        assert round(math.log2(codec.model.compressor.sigma_max) * 1024) == 10237
+    assert torch.isfinite(-torch.log2(codec.model.compressor.prior_y.likelihood_lower_bound(torch.zeros(1)))).all()

@@ -16,8 +16,8 @@ from gic.compressor import SIGMA_MAX, SIGMA_MIN, Block, Compressor, FactorizedPr
 from gic.errors import ConfigError
 
 # CompressAI keeps its bounds in float32.
-SMALLEST_RATIO = float(np.float32(0.11))  # of sigma to q, that its Gaussian conditional distinguishes
-LEAST_LIKELIHOOD = float(np.float32(1e-9))
+SMALLEST_RATIO = 0.11  # of sigma to q, that the Gaussian conditional distinguishes
+LEAST_LIKELIHOOD = 1e-9
 
 
 def tiny(seed: int = 0, **options: object) -> Compressor:
@@ -282,3 +282,16 @@ def test_no_realism_means_no_gradient_for_the_second_set_of_weights() -> None:
 def test_more_realistic_stages_than_stages_are_an_error() -> None:
     with pytest.raises(ConfigError, match=r"realistic_stages must lie in 0 \.\.\. 4, not 5"):
         tiny(realistic_stages=5)
+
+
+def test_under_autocast_what_leaves_a_transform_is_float32_before_anything_is_added() -> None:
+    model, x = realistic(), torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        y = model.g_a(x)
+        assert y.dtype == torch.float32
+        for r in (0.0, 1.0, [0.0, 1.0]):
+            out = model.g_s(y, r)
+            assert out.dtype == torch.float32
+            learned = out - 0.5  # exact, and what the layers yielded: the sum was not rounded to bfloat16
+            assert not torch.equal(out, out.bfloat16().float())
+            assert torch.allclose(learned, learned.bfloat16().float(), rtol=0, atol=2 * torch.finfo(out.dtype).eps)

@@ -1,0 +1,94 @@
+"""Nothing in a training step makes a GPU's host wait, and nothing breaks ``torch.compile`` into pieces.
+
+Where there is no GPU the operators tell: each that hands values of a tensor to Python, or whose result's size depends
+on values, has to wait for a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_lapped import lapped_model
+from test_losses import Roughness
+from test_model import images, tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gic import posterior
+from gic.losses import Objective
+
+WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal")
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operators that a GPU must be waited for; integers are drawn on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name.split("::")[1]
+        host = name == "_local_scalar_dense" and args[0].dtype == torch.int64
+        if name in WAITING and not host:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The posterior without its way of CPUs, which sorts elements by branches."""
+    monkeypatch.setattr(posterior, "_counts_elements", lambda value: False)
+
+
+@pytest.mark.parametrize("realism", [(0.0,), (1.0,), (0.0, 1.0, 1.0)])
+@pytest.mark.parametrize("loss", ["nll", "mse"])
+def test_a_step_of_training_waits_for_nothing(realism: Any, loss: Any, as_on_a_gpu: None) -> None:
+    codec = tiny().train()
+    optimizer = torch.optim.Adam(codec.parameters(), fused=True)
+    terms = {"roughness": Roughness()}
+    objective = Objective(realism=realism, reverse_weight=1.0, reverse_loss=loss, steps=2, terms=terms)
+    x = images()
+    with Waits() as waits:
+        for _ in range(2):
+            objective(codec, x)["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not waits.found
+
+
+def test_the_two_ways_through_the_branches_of_the_posterior_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    y_q = 20 * torch.randn(4096, generator=generator)
+    sigma = torch.exp(4 * torch.randn(4096, generator=generator))
+    values = []
+    for counts in (True, False):
+        monkeypatch.setattr(posterior, "_counts_elements", lambda value, counts=counts: counts)
+        y = y_q.clone().requires_grad_()
+        mean = posterior.truncated_normal_mean(y, torch.ones(1), torch.zeros(4096), sigma)
+        values.append((mean.detach(), torch.autograd.grad(mean.sum(), y)[0]))
+    for one, other in zip(*values, strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+    assert all(value.isfinite().all() for value in values[0])
+
+
+@pytest.mark.parametrize("realism", [0.0, 1.0, [0.0, 0.0, 1.0]])
+def test_each_network_is_one_piece_for_torch_compile(realism: Any) -> None:
+    codec = lapped_model(trained=True).train()
+    parts = codec.compressor
+    x, q = torch.rand(3, 3, 64, 64), torch.ones(3)
+    latents = parts.analyse(x)
+    torch._dynamo.reset()
+
+    def whole(network: torch.nn.Module) -> Any:
+        return torch.compile(network, fullgraph=True, backend="eager")  # a break into pieces is an error
+
+    y = latents.y.detach()
+    assert torch.allclose(whole(parts.g_s)(y, realism), parts.g_s(y, realism), atol=1e-5)
+    for network, inputs in ((parts.g_a, (x,)), (parts.h_a, (y,)), (parts.h_s, (latents.z_hat.detach(),))):
+        assert torch.allclose(whole(network)(*inputs), network(*inputs), rtol=1e-4, atol=1e-4)
+    for one, other in zip(whole(codec.reverse)(y, y, y, q), codec.reverse(y, y, y, q), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+    torch._dynamo.reset()
