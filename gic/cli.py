@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -53,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
         Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
         training run that was stopped by a signal and can go on, 141 if nobody reads the output any more.
     """
+    started = time.monotonic()
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -68,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
         if command in TRAINING:
             from gic.lightning_cli import make_cli
 
-            make_cli([command, *rest])
+            make_cli([command, *rest], started=started)
             return 0
         if command in BENCHMARK:
             from gic.benchmark.command import test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,12 +67,13 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
 
 
-def make_cli(argv: Sequence[str], run: bool = True) -> Any:
+def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None) -> Any:
     """Build trainer, model and data from the words of the command line, and run the command.
 
     Args:
         argv: The command and its options.
         run: Carry the command out; False only builds.
+        started: When the command was started, by ``time.monotonic()``, for ``trainer.max_time``; now if left out.
 
     Returns:
         The LightningCLI, with ``trainer``, ``model`` and ``datamodule``.
@@ -81,6 +83,7 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
         GicError: Whatever the run finds wrong with its input.
     """
     require("lightning")
+    started = time.monotonic() if started is None else started
     # Said by lightning's own use of torch's pytree under torch 2.15, once per run.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # We pass the words of the command line on ourselves, with the extended configs put in.
@@ -90,6 +93,7 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
 
     from gic.data import ImageData
     from gic.resume import AUTO, named_checkpoint, newest_whole
+    from gic.runs import SaveConfig, TimeBudget, logger_folder
     from gic.training import Checkpoint, LitCodec
 
     class Parser(LightningArgumentParser):
@@ -122,24 +126,41 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
             if self.config.get("subcommand") != "fit":
                 super()._parse_ckpt_path()
 
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            """Build the trainer; one that goes by the clock validates first, to know how long that takes."""
+            settings = self._get(self.config_init, "trainer", default={})
+            if settings.get("max_time") is not None and self.config.get("subcommand", "fit") == "fit":
+                budget = TimeBudget(settings["max_time"], started)
+                callbacks = settings.get("callbacks") or []
+                callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+                sanity = settings.get("num_sanity_val_steps") or -1
+                kwargs |= {"max_time": None, "callbacks": [*callbacks, budget], "num_sanity_val_steps": sanity}
+            return super().instantiate_trainer(**kwargs)
+
         def before_fit(self) -> None:
             """Look for the run's newest checkpoint, where ``--ckpt_path auto`` asks for it."""
             options = self.config_init["fit"]
-            if options["ckpt_path"] != AUTO:
-                return
-            logger = self.trainer.logger
-            if logger is not None and isinstance(logger.version, int):
-                raise ConfigError(
-                    f"--ckpt_path {AUTO} goes on with a run that has a name, and this would be a new run (version "
-                    f"{logger.version}): name it with --trainer.logger.init_args.version NAME"
-                )
+            if options["ckpt_path"] == AUTO:
+                options["ckpt_path"] = self._newest_checkpoint()
+            if options["ckpt_path"] is not None:
+                self.model.init_from = None  # it was the beginning of the run that goes on
+
+        def _newest_checkpoint(self) -> str | None:
             saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
             if saver is None:
                 raise ConfigError(f"--ckpt_path {AUTO} needs the callback gic.training.Checkpoint in the config")
+            version = getattr(self.trainer.logger, "version", None)
+            nameless = saver.dirpath is None and logger_folder(self.trainer) is None
+            if nameless or isinstance(version, int):
+                raise ConfigError(
+                    f"--ckpt_path {AUTO} goes on with a run that has a name, and this would be a new run: name it with "
+                    "--trainer.logger.init_args.version NAME (TensorBoard and CSV), or give gic.training.Checkpoint a "
+                    "dirpath"
+                )
             found = newest_whole(saver.folder(self.trainer))
             if found is None:
                 print(f"no checkpoint in {saver.folder(self.trainer)} yet: beginning anew", file=sys.stderr)
-            options["ckpt_path"] = found and str(found)
+            return None if found is None else str(found)
 
     try:
         return GicCLI(
@@ -147,7 +168,7 @@ def make_cli(argv: Sequence[str], run: bool = True) -> Any:
             ImageData,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
             parser_kwargs={"prog": "gic"},
             args=expand_configs(argv if run else argv[1:]),
             run=run,

@@ -80,7 +80,7 @@ class Preemption(LastInLine):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the signals over from Lightning, which puts back what it found when the run ends."""
-        self._step, self._compared, self._next = -1, (trainer.global_step, time.monotonic()), 0
+        self._step, self._compared, self._next = trainer.global_step, (trainer.global_step, time.monotonic()), 0
         self._take_over()
 
     def _take_over(self) -> None:

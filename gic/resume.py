@@ -32,9 +32,16 @@ class WholeFiles(TorchCheckpointIO):
 
     Attributes:
         problem: Why the last file could not be written; empty if it was.
+        read: The last file that was read; None if there was none.
     """
 
     problem = ""
+    read: Path | None = None
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint, and remember which."""
+        self.read = Path(path)
+        return super().load_checkpoint(path, *arguments, **options)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, or note the problem; what lay at ``path`` before is whole in either case."""

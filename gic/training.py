@@ -29,6 +29,7 @@ from gic.images import to_image
 from gic.losses import Objective
 from gic.model import Codec, parameter_counts, trainable_parameters
 from gic.resume import CheckpointError, WholeFiles, newest_first
+from gic.runs import run_folder, time_budget
 
 if TYPE_CHECKING:
     from gic.benchmark.metrics import ImageMetric
@@ -40,6 +41,9 @@ class NonFiniteLossError(GicError, ArithmeticError):
 
 class WarmupCosine:
     """Learning-rate schedule: linear warm-up, then a half cosine down to a floor over the whole run.
+
+    The length of a run that goes by the clock (``trainer.max_time``) is its time, and the cosine follows the share of
+    it that is used; the warm-up has its steps in either case.
 
     Args:
         warmup_steps: Optimiser steps of the warm-up.
@@ -54,17 +58,74 @@ class WarmupCosine:
         self.final = final
         self.total_steps = total_steps
 
-    def factor(self, step: int, run_steps: int) -> float:
+    def factor(self, step: int, run_steps: int, time_used: float = 0.0) -> float:
         """Learning rate at an optimiser step, relative to the optimiser's, in (0, 1].
+
+        Args:
+            step: Optimiser steps done.
+            run_steps: Steps of the whole run.
+            time_used: Share of its time that a run by the clock has used, in [0, 1]. The run ends by steps or by the
+                clock, whichever comes first, and so does the cosine.
 
         >>> [round(WarmupCosine(2, 0.0).factor(step, 6), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]
+        >>> [round(WarmupCosine(2, 0.0).factor(step, 10**9, step / 6), 3) for step in range(7)]
+        [0.5, 0.933, 0.75, 0.5, 0.25, 0.067, 0.0]
         """
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        warmth = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
         total = max(self.total_steps or run_steps, self.warmup_steps + 1)
-        progress = min(1.0, (step - self.warmup_steps) / (total - self.warmup_steps))
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
+        progress = min(1.0, max(0, step - self.warmup_steps) / (total - self.warmup_steps))
+        progress = max(progress, time_used)
+        return warmth * (self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+class LossWatch:
+    """Remembers the first batch whose loss was not finite, on the device itself: noting a step waits for nothing."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[list[str], tuple[int, int]]] = []  # since the last look: keys, step and batch
+        self._names: list[str] = []
+        self._seen: Tensor | None = None  # whether one was found
+        self._place: Tensor | None = None  # which of the steps
+        self._images: Tensor | None = None
+        self._parts: Tensor | None = None
+
+    @torch.no_grad()
+    def note(self, loss: Tensor, parts: dict[str, Tensor], batch: dict[str, Any], where: tuple[int, int]) -> None:
+        """Note a step.
+
+        Args:
+            loss: Its loss, a single number.
+            parts: Parts of the loss, single numbers.
+            batch: With ``image`` (B, 3, h, w) and, if known, ``key``.
+            where: Number of the step and of the batch.
+        """
+        images, numbers = batch["image"], torch.stack([part.float() for part in parts.values()])
+        place, bad = len(self._steps), ~torch.isfinite(loss)
+        self._steps.append((list(batch.get("key", [])), where))
+        self._names = list(parts)
+        if self._seen is None or self._images is None or self._images.shape != images.shape:
+            self._seen, self._place = bad, torch.full_like(bad, place, dtype=torch.long)
+            self._images, self._parts = images, numbers
+            return
+        assert self._place is not None and self._parts is not None
+        first = bad & ~self._seen
+        self._place = torch.where(first, place, self._place)
+        self._images = torch.where(first, images, self._images)
+        self._parts = torch.where(first, numbers, self._parts)
+        self._seen = self._seen | bad
+
+    def look(self) -> tuple[Tensor, dict[str, float], list[str], tuple[int, int]] | None:
+        """Images, parts, keys, step and batch of the first loss since the last look that was not finite, or None."""
+        if self._seen is None:
+            return None
+        found = None
+        if bool(self._seen):
+            assert self._place is not None and self._images is not None and self._parts is not None
+            keys, where = self._steps[int(self._place)]
+            found = self._images, dict(zip(self._names, self._parts.tolist(), strict=True)), keys, where
+        self._steps, self._seen, self._images = [], None, None
+        return found
 
 
 class LitCodec(L.LightningModule):
@@ -133,19 +194,20 @@ class LitCodec(L.LightningModule):
         self.output_dir = Path()
         self.loaded_step = 0
         self._metric_objects: list[ImageMetric] | None = None
+        self._watch = LossWatch()
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy holds, and the running average is one: the parameters, not the trainer, optimiser or metrics."""
-        return {**self.__dict__, "_trainer": None, "make_optimizer": None, "objective": None, "_metric_objects": None}
+        without = dict.fromkeys(("_trainer", "make_optimizer", "objective", "_metric_objects"))
+        return {**self.__dict__, **without, "_watch": LossWatch()}
 
     # --- training -----------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
-        # Asked for here, by all ranks: Lightning broadcasts it.
-        self.output_dir = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        if stage == "fit" and self.init_from is not None and self.trainer.ckpt_path is None:
+        self.output_dir = run_folder(self.trainer)  # asked for here, by all ranks
+        if stage == "fit" and self.init_from is not None:
             from gic.checkpoint import load_codec_state
 
             self.codec.load_state_dict(load_codec_state(self.init_from))
@@ -164,7 +226,12 @@ class LitCodec(L.LightningModule):
         """One optimiser over the parameters that learn; no auxiliary one."""
         optimizer = self.make_optimizer([p for p in self.codec.parameters() if p.requires_grad])
         run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(step, run_steps))
+        budget = time_budget(self.trainer)
+
+        def factor(step: int) -> float:
+            return self.schedule.factor(step, run_steps, budget.progress(step) if budget else 0.0)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -209,8 +276,9 @@ class LitCodec(L.LightningModule):
         with self._autocast():
             parts = self.objective(self.codec, x)
         loss = parts.pop("loss")
-        if not torch.isfinite(loss):
-            self._stop_at(batch, batch_idx, parts)
+        self._watch.note(loss.detach(), parts, batch, (self.global_step, batch_idx))
+        if self.device.type == "cpu":  # where a look costs nothing
+            self._stop_if_not_finite()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x))
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         for reason, count in batch.get("skipped", {}).items():
@@ -223,21 +291,34 @@ class LitCodec(L.LightningModule):
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, number)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
-    def _stop_at(self, batch: dict[str, Any], batch_idx: int, parts: dict[str, Tensor]) -> None:
-        folder = self.output_dir / f"non-finite-step-{self.global_step:06d}-rank-{self.global_rank}"
+    def _stop_if_not_finite(self) -> None:
+        """End the run if the loss of a step since the last look was not finite; waits for the GPU."""
+        found = self._watch.look()
+        if found is None:
+            return
+        images, parts, keys, (step, batch_idx) = found
+        folder = self.output_dir / f"non-finite-step-{step:06d}-rank-{self.global_rank}"
         folder.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(batch["image"]):
+        for i, image in enumerate(images):
             to_image(image.cpu()).save(folder / f"{i:02d}.png")
-        keys = list(batch.get("key", []))
-        numbers = {name: float(value) for name, value in parts.items()}
-        (folder / "batch.json").write_text(json.dumps({"keys": keys, "batch": batch_idx, "parts": numbers}, indent=1))
+        (folder / "batch.json").write_text(json.dumps({"keys": keys, "batch": batch_idx, "parts": parts}, indent=1))
         raise NonFiniteLossError(
-            f"the loss is not finite at step {self.global_step} ({numbers}); the batch ({', '.join(keys[:4])}, ...) "
+            f"the loss is not finite at step {step} ({parts}); the batch ({', '.join(keys[:4])}, ...) "
             f"is saved in {folder}: look at it, lower the learning rate or start from an earlier checkpoint"
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save nothing that a loss which was not finite has spoilt."""
+        self._stop_if_not_finite()
+
+    def on_validation_start(self) -> None:
+        """Measure no such weights either."""
+        self._stop_if_not_finite()
+
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the throughput of all ranks, in images per second, and the learning rate."""
+        if (batch_idx + 1) % self._log_interval == 0:
+            self._stop_if_not_finite()
         start, images = self._clock
         images += len(batch["image"])
         if (batch_idx + 1) % self._log_interval == 0:
@@ -403,11 +484,16 @@ class Checkpoint(callbacks.Checkpoint):
     A checkpoint is written whole or not at all, and an older one goes only when a newer one is safe. When a file cannot
     be written, for want of space above all, the run goes on with a warning; only the last step's is an error.
 
+    Files that this run did not write are left alone: a folder that already holds checkpoints is refused, unless the run
+    goes on from one of them.
+
     Args:
         every_n_steps: Optimiser steps between checkpoints, at least 1.
         keep: Number of the newest checkpoints kept, at least 1; with 2, there is one to go back to if the newest is
             damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
+        export: Weights file (``.safetensors``) to write beside each checkpoint, for ``gic compress``; a name without
+            folders lies in the run's folder. None writes none.
 
     Attributes:
         newest: The newest checkpoint that this process has written; None before the first, and on ranks but the first.
@@ -416,9 +502,14 @@ class Checkpoint(callbacks.Checkpoint):
         ConfigError: If a setting lies outside its range.
     """
 
-    def __init__(self, every_n_steps: int = 1000, keep: int = 3, dirpath: str | None = None) -> None:
+    def __init__(
+        self, every_n_steps: int = 1000, keep: int = 3, dirpath: str | None = None, export: str | None = None
+    ) -> None:
         if every_n_steps < 1 or keep < 1:
             raise ConfigError(f"every_n_steps and keep must be at least 1, not {every_n_steps} and {keep}")
+        if export is not None and not export.endswith(".safetensors"):
+            raise ConfigError(f"export must name a file that ends in .safetensors, not {export}")
+        self.export = export
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.dirpath = dirpath
@@ -426,6 +517,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._folder = Path()
         self._files = WholeFiles()
         self._saved_step = -1
+        self._step = -1  # the last one seen
+        self._written: list[str] = []  # names of files that this run wrote, the newest last
 
     @property
     def problem(self) -> str:
@@ -434,36 +527,70 @@ class Checkpoint(callbacks.Checkpoint):
 
     def folder(self, trainer: L.Trainer) -> Path:
         """Where the checkpoints of the trainer's run lie; to be asked on all ranks."""
-        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+        return Path(self.dirpath) if self.dirpath else run_folder(trainer) / "checkpoints"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Prepare the folder, and make sure that all ranks go on from the same checkpoint.
-
-        Raises:
-            ConfigError: If they do not.
-        """
+        """Settle the folder, and how its files are written and read."""
         if stage != "fit":
             return
         self._folder = self.folder(trainer)
         trainer.strategy.checkpoint_io = self._files
-        start = str(trainer.ckpt_path or "the beginning")
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at where the run begins, which Lightning tells nobody before it has read the file.
+
+        Raises:
+            ConfigError: If ranks begin at different checkpoints, or the folder holds those of another run.
+        """
+        start = str(self._files.read or "the beginning")
         first = trainer.strategy.broadcast(start)
         if first != start:
             raise ConfigError(
                 f"rank {trainer.global_rank} would start from {start} and rank 0 from {first}: "
                 f"the folder {self._folder} must be the same on all machines"
             )
+        others = newest_first(self._folder) if trainer.is_global_zero and not self._goes_on() else []
+        if trainer.strategy.broadcast(bool(others)):
+            raise ConfigError(
+                f"{self._folder} holds the checkpoints of another run: --ckpt_path {self._folder} goes on with it; "
+                "for a new one name another folder, or move these away"
+            )
         if trainer.is_global_zero:
             for part in self._folder.glob(".*.ckpt.*.part"):  # of a process that ended while it wrote
                 part.unlink()
 
+    def _goes_on(self) -> bool:
+        """Whether the run goes on from a checkpoint in its own folder."""
+        return self._files.read is not None and self._files.read.resolve().parent == self._folder.resolve()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names of the files that this run wrote, so that it may delete them when it goes on."""
+        return {"written": list(self._written)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the files over if they lie in this run's folder."""
+        if self._goes_on():
+            self._written = [Path(name).name for name in state_dict["written"]]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note where the run begins: what a checkpoint holds of this step is there already."""
+        self._step = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         """Save when it is due, and at the last step."""
         step = trainer.global_step
+        if step == self._step:
+            return  # gradients are still being gathered, and are not part of a checkpoint
+        self._step = step
         last = 0 < trainer.max_steps <= step or (
             trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         )
-        if last or (step and step % self.every_n_steps == 0):
+        if last or trainer.should_stop or step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step of a run that a validation ends."""
+        if trainer.should_stop and trainer.state.fn == "fit" and trainer.global_step == self._step:
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
@@ -471,11 +598,19 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
             return
         path = self._folder / f"step-{trainer.global_step:06d}.ckpt"
+        began, before = time.monotonic(), list(self._written)
+        self._written = [*(name for name in before if name != path.name), path.name]
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._tidy(path, before)
+        if budget := time_budget(trainer):
+            budget.saved(time.monotonic() - began)
+
+    def _tidy(self, path: Path, before: list[str]) -> None:
+        """Point ``last.ckpt`` to the file that was written, export it, and delete the oldest that this run wrote."""
         if self.problem:
+            self._written = before
             left = f"the newest is {self.newest}" if self.newest else "there is none of this run yet"
             rank_zero_warn(f"the checkpoint {path} could not be written: {self.problem}; {left}")
             return
@@ -485,10 +620,24 @@ class Checkpoint(callbacks.Checkpoint):
             link.unlink(missing_ok=True)
             link.symlink_to(path.name)
             link.replace(self._folder / "last.ckpt")
-            for old in newest_first(self._folder)[self.keep :]:
-                old.unlink()
+            for name in self._written[: -self.keep]:
+                (self._folder / name).unlink(missing_ok=True)
+            self._written = self._written[-self.keep :]
         except OSError as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but its folder could not be tidied: {error}")
+        if self.export is not None:
+            self._export(path)
+
+    def _export(self, path: Path) -> None:
+        from gic.checkpoint import export_checkpoint
+
+        assert self.export is not None
+        output = self._folder.parent / self.export if Path(self.export).name == self.export else Path(self.export)
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            export_checkpoint(path, output)
+        except OSError as error:
+            rank_zero_warn(f"the checkpoint {path} is safe, but {output} could not be written: {error}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say where the newest checkpoint is.
@@ -516,7 +665,8 @@ class EMA(WeightAveraging):
     """Exponential moving average of the weights: validated, and saved as the checkpoint's ``state_dict``.
 
     After n steps the share of the old average that is kept is ``min(decay, (1 + n) / (10 + n))``, so that the average
-    of a short run is not that of its first, random weights.
+    of a short run is not that of its first, random weights. The average lies on the model's device, and its count on
+    the host, so that an update is a few kernels and waits for nothing.
 
     Args:
         decay: Share kept in the long run, in [0, 1); the average's memory is about ``1 / (1 - decay)`` steps.
@@ -528,17 +678,33 @@ class EMA(WeightAveraging):
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"the decay of the average must lie in [0, 1), not {decay}")
-
-        def average(old: list[Tensor], new: list[Tensor], count: Tensor | int) -> None:
-            torch._foreach_lerp_(old, new, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-        super().__init__(multi_avg_fn=average)
+        self.decay = decay
+        super().__init__()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with the weights that the run begins with: the copy was made before ``init_from`` was read."""
-        assert self._average_model is not None
-        if self._average_model.n_averaged == 0:
-            self._average_model.module.load_state_dict(pl_module.state_dict())
+        """Follow the model to its device: the copy was made on the CPU, and before ``init_from`` was read."""
+        average = self._average_model
+        assert average is not None
+        count = average.n_averaged.cpu()
+        average.to(pl_module.device)
+        average.n_averaged = count
+        if count == 0:
+            average.module.load_state_dict(pl_module.state_dict())
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        """Move the average after an optimiser step."""
+        if trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
+        average = self._average_model
+        assert average is not None
+        pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
+        old, new = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)  # the others stay what they are
+        count = int(average.n_averaged)
+        kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
+        torch._foreach_lerp_(list(old), list(new), 1 - kept)
+        average.n_averaged += 1
 
 
 class ProgressBar(RichProgressBar):
@@ -548,23 +714,32 @@ class ProgressBar(RichProgressBar):
     """
 
     _told = 0
+    _beside: dict[str, Any] | None = None  # metrics as they were last shown
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Move the bar, or print a line."""
         super().on_train_batch_end(trainer, pl_module, *args)
-        step, metrics = trainer.global_step, trainer.logged_metrics
+        step = trainer.global_step
         quiet = sys.stdout.isatty() or not trainer.is_global_zero
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if quiet or step % every or step == self._told:
+        if quiet or not self._is_due(trainer) or step == self._told:
             return
         self._told = step
+        metrics = trainer.logged_metrics  # waits for the GPU
         values = [f"{name.removeprefix('train/')} {float(metrics[name]):.4g}" for name in metrics if "train/" in name]
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        budget = time_budget(trainer)
+        share = f" ({budget.progress(step):.0%} of the time)" if budget else ""
         speed = f"{float(metrics['images_per_second']):.3g} images/s" if "images_per_second" in metrics else ""
-        print(", ".join([f"step {step}{total}", *([speed] if speed else []), *values]), flush=True)
+        print(", ".join([f"step {step}{total}{share}", *([speed] if speed else []), *values]), flush=True)
+
+    @staticmethod
+    def _is_due(trainer: L.Trainer) -> bool:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return trainer.global_step % max(1, every) == 0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Metrics beside the bar."""
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return items
+        """Metrics beside the bar, as they were at the last logging interval: to read them waits for the GPU."""
+        if self._beside is None or not trainer.training or self._is_due(trainer):
+            self._beside = super().get_metrics(trainer, pl_module)
+            self._beside.pop("v_num", None)
+        return dict(self._beside)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -400,8 +401,11 @@ def save(path: Path, number: int = 0) -> Path:
 
 
 def flip(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda info: info.file_size)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    lengths = struct.unpack_from("<HH", data, member.header_offset + 26)  # of its name and of the padding after it
+    data[member.header_offset + 30 + sum(lengths) + member.file_size // 2] ^= 1
     path.write_bytes(data)
 
 

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 
@@ -49,6 +51,12 @@ CHECKPOINTS = (
 )
 
 
+def reports(folder, name="val-*.json"):
+    """What the runs that began in a folder have measured, by the names of the files."""
+    files = sorted(folder.glob(f"version_*/results/{name}"))
+    return [json.loads(path.read_text()) for path in files]
+
+
 def weights(cli):
     return {name: tensor.clone() for name, tensor in cli.model.codec.state_dict().items()}
 
@@ -57,11 +65,11 @@ def test_a_run_learns_and_leaves_a_table_a_grid_and_finite_weights(words, tmp_pa
     # From nothing: eight channels of the lapped transform leave little to learn in so few steps.
     linear = ("--model.codec.init_args.compressor.init_args.lapped", "false")
     cli = make_cli(words("fit", "--trainer.max_steps", "40", "--trainer.val_check_interval", "20", *linear))
-    first, last = (json.loads(p.read_text()) for p in sorted((tmp_path / "results").glob("val-*.json")))
+    first, last = reports(tmp_path)
     assert [row["q"] for row in last["mean"]] == sorted(row["q"] for row in last["mean"])
     assert last["mean"][0]["psnr"] > first["mean"][0]["psnr"]
     assert len({row["key"] for row in last["images"]}) == 3
-    assert (tmp_path / "grids" / "val-000040.png").stat().st_size > 1000
+    assert (tmp_path / "version_0" / "grids" / "val-000040.png").stat().st_size > 1000
     assert all(torch.isfinite(tensor).all() for tensor in weights(cli).values())
 
 
@@ -84,7 +92,7 @@ def test_a_setting_of_the_command_holds_when_a_run_goes_on(words, tmp_path):
     make_cli(words("fit", *options, "2", "--model.levels", "[1.0, 4.0]"))
     resumed = make_cli(words("fit", *options, "4", "--model.levels", "[2.0]", "--ckpt_path", "ckpt/step-000002.ckpt"))
     assert resumed.model.levels == [2.0]
-    assert {row["q"] for row in json.loads((tmp_path / "results" / "val-000004.json").read_text())["mean"]} == {2.0}
+    assert {row["q"] for row in reports(tmp_path, "val-000004.json")[0]["mean"]} == {2.0}
 
 
 def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_path):
@@ -101,9 +109,8 @@ def test_the_checkpoint_holds_the_average_and_describes_its_codec(words, tmp_pat
 
 def test_validate_reports_a_checkpoint_and_bits_fall_with_q(words, tmp_path, pictures):
     make_cli(words("fit", "--trainer.max_steps", "30", "--trainer.callbacks", CHECKPOINTS))
-    (tmp_path / "results").rename(tmp_path / "earlier")
     make_cli(words("validate", "--ckpt_path", "ckpt/step-000030.ckpt"))
-    report = json.loads((tmp_path / "results" / "val-000030.json").read_text())
+    (report,) = reports(tmp_path, "val-000030.json")
     bits = [row["bits_per_pixel"] for row in report["mean"] if row["realism"] == 0]
     assert bits == sorted(bits, reverse=True)
     assert bits[0] > bits[-1]
@@ -118,14 +125,14 @@ def test_an_unreadable_image_is_named_and_no_mean_is_given(words, tmp_path):
     (folder / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"broken\.png"):
         make_cli(words("validate", "--data.val", str(folder)))
-    assert not list((tmp_path / "results").glob("*.json"))
+    assert not reports(tmp_path)
 
 
 def test_a_run_ends_with_what_it_changed_by_metrics_that_are_not_in_its_loss(words, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     cli = make_cli(words("fit", "--trainer.num_sanity_val_steps", "-1", "--model.metrics", "[psnr, ms_ssim]"))
     before = {(m.q, m.realism): m for m in cli.model.before}
-    report = json.loads(next((tmp_path / "results").glob("val-*.json")).read_text())
+    (report,) = reports(tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
     assert "first validation of this run -> last" in printed
     for row in report["mean"]:
@@ -180,7 +187,7 @@ def test_a_stage_without_its_predecessor_says_which_file_is_missing(words):
 def test_the_first_validation_is_of_the_weights_that_a_stage_begins_with(words, tmp_path):
     make_cli(words("fit", "--trainer.max_steps", "30", "--trainer.callbacks", CHECKPOINTS))
     make_cli(words("validate", "--ckpt_path", "ckpt/step-000030.ckpt"))
-    expected = json.loads((tmp_path / "results" / "val-000030.json").read_text())["mean"]
+    expected = reports(tmp_path, "val-000030.json")[0]["mean"]
     more = ["--model.init_from", "ckpt/step-000030.ckpt", "--seed_everything", "5", "--trainer.max_steps", "1"]
     callbacks = CHECKPOINTS.replace("dirpath: ckpt", "dirpath: later")
     cli = make_cli(words("fit", *more, "--trainer.num_sanity_val_steps", "-1", "--trainer.callbacks", callbacks))
@@ -195,7 +202,7 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_batch(words, tmp_path):
         cli.model.codec.compressor.g_s.layers[0].bias.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="step 0"):
         cli.trainer.fit(cli.model, cli.datamodule)
-    (folder,) = tmp_path.glob("non-finite-*")
+    (folder,) = tmp_path.glob("version_0/non-finite-*")
     assert len(list(folder.glob("*.png"))) == 2
     assert len(json.loads((folder / "batch.json").read_text())["keys"]) == 2
 
@@ -213,24 +220,35 @@ def test_two_processes_train_alike_and_validate_each_image_once(words, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    report = json.loads((tmp_path / "results" / "val-000003.json").read_text())
+    (report,) = reports(tmp_path, "val-000003.json")
     seen = [(row["key"], row["q"], row["realism"]) for row in report["images"]]
     assert len(seen) == len(set(seen)) == 3 * 5 * 2
     assert torch.load(tmp_path / "ckpt" / "step-000003.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_the_average_of_a_short_run_has_forgotten_the_first_weights():
-    from torch.optim.swa_utils import AveragedModel
+    callback, live = EMA(decay=0.9999), L.LightningModule()
+    live.layer = torch.nn.Linear(1, 1, bias=False)
+    callback.setup(None, live, "fit")
+    callback.on_fit_start(None, live)
+    for step in range(301):
+        torch.nn.init.constant_(live.layer.weight, 1.0 + step / 300 if step else 0.0)
+        callback.on_train_batch_end(SimpleNamespace(global_step=step + 1), live)
+    assert 1.8 < callback._average_model.module.layer.weight.item() < 2.0
 
-    callback = EMA(decay=0.9999)
-    live = torch.nn.Linear(1, 1, bias=False)
-    averaged = AveragedModel(live, **callback._kwargs)
-    torch.nn.init.zeros_(live.weight)
-    averaged.update_parameters(live)
-    for step in range(300):
-        torch.nn.init.constant_(live.weight, 1.0 + step / 300)
-        averaged.update_parameters(live)
-    assert 1.8 < averaged.module.weight.item() < 2.0
+
+def test_the_average_lies_where_the_model_does_and_waits_for_nothing():
+    """On the device "meta" whatever asks for a value raises an error, as does a sum of what lies on two devices."""
+    callback, live = EMA(), L.LightningModule()
+    live.layer = torch.nn.Linear(2, 2)
+    callback.setup(None, live, "fit")
+    live.to("meta")
+    callback._average_model.n_averaged += 1  # as after a restart: nothing is copied from one to the other
+    callback.on_fit_start(None, live)
+    for step in (1, 2, 3):
+        callback.on_train_batch_end(SimpleNamespace(global_step=step), live)
+    assert {weight.device.type for weight in callback._average_model.module.parameters()} == {"meta"}
+    assert callback._average_model.n_averaged == 4
 
 
 def test_a_fused_optimiser_goes_on_from_a_state_that_lay_otherwise():
