@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from gic.errors import ConfigError, GicError
 from gic.files import write_bytes
 from gic.images import to_tensor
 from gic.model import Codec
@@ -25,6 +27,8 @@ from gic.model import Codec
 if TYPE_CHECKING:
     from gic.benchmark.metrics import ImageMetric
 
+BEFORE = "before.json"
+"""File with the validation before the first step, in a run's folder of results."""
 GRID_SIDE = 192
 """Side of the square windows in the grid picture, in pixels."""
 
@@ -156,6 +160,31 @@ def save_json(path: Path, results: Sequence[LevelResult], means: Sequence[LevelR
     write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
+def load_means(path: Path) -> list[LevelResult]:
+    """Means of a file that :func:`save_json` has written.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        rows = json.loads(path.read_text())["mean"]
+        return [LevelResult(*(row.pop(name) for name in LevelResult._fields[:4]), row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no file of validation results: {error}") from error
+
+
+def newest_means(run: Path) -> list[LevelResult]:
+    """Means of the last validation of a run, given its folder.
+
+    Raises:
+        ConfigError: If it has left none.
+    """
+    files = sorted((run / "results").glob("val-*.json"), key=lambda path: path.stat().st_mtime_ns)
+    if not files:
+        raise ConfigError(f"there are no validation results in {run / 'results'}")
+    return load_means(files[-1])
+
+
 def grid_picture(x: Tensor, results: Sequence[LevelResult], pictures: dict[tuple[float, float], Tensor]) -> Tensor:
     """Original, then each reconstruction from the coarsest level to the finest, next to each other and labelled.
 
@@ -186,3 +215,25 @@ def _label(text: str, width: int) -> Tensor:
     strip = Image.new("RGB", (width, 16), "white")
     ImageDraw.Draw(strip).text((1, 2), text, fill="black")
     return to_tensor(strip).float() / 255
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the last validation of a run beside the first of it, or of the run that it began with.
+
+    Args:
+        argv: Folder of the first run and, if it is another, of the last.
+    """
+    if len(argv) not in (1, 2):
+        print("usage: python -m gic.evaluation FIRST_RUN [LAST_RUN]", file=sys.stderr)
+        return 2
+    try:
+        before = load_means(Path(argv[0]) / "results" / BEFORE)
+        print_table(newest_means(Path(argv[-1])), f"{argv[0]} -> {argv[-1]}", before)
+    except GicError as error:
+        print(f"gic.evaluation: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -173,6 +173,10 @@ class TimeBudget(L.Callback):
         used, pace, reserve, at = self._agreed
         return used + (step - at) * pace, pace, reserve
 
+    def used(self, step: int) -> float:
+        """Seconds used at an optimiser step, alike on all ranks."""
+        return self._now(step)[0]
+
     def progress(self, step: int) -> float:
         """Share of the time for training that is used at an optimiser step, in [0, 1]; 1 for the last step."""
         used, pace, reserve = self._now(step)
@@ -250,12 +254,13 @@ class TimeBudget(L.Callback):
         self._step_ended += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds used so far."""
-        return {"used": self._used()}
+        """Seconds used so far, and what the end takes: a run that goes on does not validate first."""
+        return {"used": self._used(), "validation": self._validation, "saving": self._saving}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the time that is left; of a job that is its own."""
         self._used_before = float(state_dict["used"])
+        self._validation, self._saving = float(state_dict["validation"]), float(state_dict["saving"])
         if self._job:
             self.total += self._used_before
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gic.data import TrainLoader
 from gic.errors import ConfigError, DataError, GicError
-from gic.evaluation import LevelResult, evaluate_image, grid_picture, mean_by_level, print_table, save_json
+from gic.evaluation import BEFORE, LevelResult, evaluate_image, grid_picture, mean_by_level, print_table, save_json
 from gic.images import to_image
 from gic.losses import Objective
 from gic.model import Codec, parameter_counts, trainable_parameters
@@ -419,7 +419,10 @@ class LitCodec(L.LightningModule):
         ]
         if rd:
             self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if self.trainer.is_global_zero and self.trainer.sanity_checking:
+            about = {"step": self.global_step, "checkpoint": str(self.init_from or "")}
+            save_json(self.output_dir / "results" / BEFORE, results, means, about)
+        elif self.trainer.is_global_zero:
             self._report(results, means)
         self.results, self.failures, self.grids = [], [], []
         if failures:
@@ -492,6 +495,7 @@ class Checkpoint(callbacks.Checkpoint):
         keep: Number of the newest checkpoints kept, at least 1; with 2, there is one to go back to if the newest is
             damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
+        every_minutes: Minutes between checkpoints of a run by the clock, beside those by steps; None for none.
         export: Weights file (``.safetensors``) to write beside each checkpoint, for ``gic compress``; a name without
             folders lies in the run's folder. None writes none.
 
@@ -503,12 +507,20 @@ class Checkpoint(callbacks.Checkpoint):
     """
 
     def __init__(
-        self, every_n_steps: int = 1000, keep: int = 3, dirpath: str | None = None, export: str | None = None
+        self,
+        every_n_steps: int = 1000,
+        keep: int = 3,
+        dirpath: str | None = None,
+        every_minutes: float | None = None,
+        export: str | None = None,
     ) -> None:
         if every_n_steps < 1 or keep < 1:
             raise ConfigError(f"every_n_steps and keep must be at least 1, not {every_n_steps} and {keep}")
+        if every_minutes is not None and not 0 < every_minutes < math.inf:
+            raise ConfigError(f"every_minutes must be positive, not {every_minutes}")
         if export is not None and not export.endswith(".safetensors"):
             raise ConfigError(f"export must name a file that ends in .safetensors, not {export}")
+        self.every_minutes = every_minutes
         self.export = export
         self.every_n_steps = every_n_steps
         self.keep = keep
@@ -518,6 +530,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._files = WholeFiles()
         self._saved_step = -1
         self._step = -1  # the last one seen
+        self._saved_at = 0.0  # seconds of the run's time
         self._written: list[str] = []  # names of files that this run wrote, the newest last
 
     @property
@@ -575,6 +588,8 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note where the run begins: what a checkpoint holds of this step is there already."""
         self._step = trainer.global_step
+        if budget := time_budget(trainer):
+            self._saved_at = budget.used(self._step)
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
         """Save when it is due, and at the last step."""
@@ -585,8 +600,14 @@ class Checkpoint(callbacks.Checkpoint):
         last = 0 < trainer.max_steps <= step or (
             trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         )
-        if last or trainer.should_stop or step % self.every_n_steps == 0:
+        if last or trainer.should_stop or step % self.every_n_steps == 0 or self._is_time(trainer, step):
             self.save(trainer)
+
+    def _is_time(self, trainer: L.Trainer, step: int) -> bool:
+        budget = time_budget(trainer)
+        if budget is None or self.every_minutes is None:
+            return False
+        return budget.used(step) - self._saved_at >= 60 * self.every_minutes
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step of a run that a validation ends."""
@@ -605,6 +626,7 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.is_global_zero:
             self._tidy(path, before)
         if budget := time_budget(trainer):
+            self._saved_at = budget.used(trainer.global_step)
             budget.saved(time.monotonic() - began)
 
     def _tidy(self, path: Path, before: list[str]) -> None:

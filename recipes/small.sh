@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Trains `small` by the clock and leaves weights that `gic compress --checkpoint` uses: the recipe of the weights that ship.
+#
+#   recipes/small.sh MINUTES SHARDS OUT [options of gic fit]
+#
+# SHARDS holds train-*.tar and val-*.tar, as `gic shards` makes them. Everything lands in OUT: a folder for each stage with
+# its log, tables, pictures and checkpoints, and small.safetensors. Started again with the same OUT it goes on where it
+# was interrupted. The stages of configs/weights/ follow each other, each with its share of the minutes, which hold
+# everything: starting, training, measuring, saving. On a laptop's CPU batches are small, on a GPU data.cuda_batch_size.
+#
+#   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
+#   GIC_PYTHON=...  what starts Python
+#
+# The perceptual stage needs LPIPS' backbone: it is downloaded, or found where GIC_METRIC_WEIGHTS says (`gic weights`).
+set -euo pipefail
+
+fail() {
+    echo "small.sh: $1" >&2
+    exit 2
+}
+
+[[ $# -ge 3 ]] || fail "usage: recipes/small.sh MINUTES SHARDS OUT [options of gic fit]"
+minutes=$1 shards=$2 out=$3
+shift 3
+[[ $minutes =~ ^[0-9]+$ && $minutes -gt 0 ]] || fail "MINUTES is a whole number, not '$minutes'"
+compgen -G "$shards/train-*.tar" >/dev/null || fail "there is no train-*.tar in $shards: gic shards PICTURES -o $shards"
+compgen -G "$shards/val-*.tar" >/dev/null ||
+    fail "there is no val-*.tar in $shards: gic shards OTHERS -o $shards --prefix val"
+configs=$(cd "$(dirname "$0")/../configs/weights" && pwd)
+read -ra python <<<"${GIC_PYTHON:-python}"
+mkdir -p "$out"
+if command -v flock >/dev/null; then # held by what is started here too, so that no two runs write in one folder
+    exec 9>"$out/.lock"
+    flock -n 9 || fail "another process is at work in $out"
+fi
+
+# stage, config, per cent of the time
+if [[ ${INIT:-} == none ]]; then
+    init="" stages=(1-prior 15 2-compressor 45 3-reverse 5 4-perceptual 35)
+else
+    init=${INIT:-$("${python[@]}" -c "from gic.loading import default_checkpoint; print(default_checkpoint())")}
+    stages=(2-compressor 50 3-reverse 8 4-perceptual 42)
+fi
+# Measuring takes part of the time: in short runs few pictures at few levels.
+measured=(--data.val_limit 12)
+if [[ $minutes -lt 60 ]]; then
+    measured=(--data.val_limit 2 --model.levels "[2.0, 8.0]")
+fi
+
+child=""
+trap '[[ -z $child ]] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; exit 75' TERM INT
+
+last=""
+for ((i = 0; i < ${#stages[@]}; i += 2)); do
+    stage=${stages[i]} seconds=$((minutes * 60 * stages[i + 1] / 100))
+    folder=$out/$stage last=$stage
+    if [[ ! -e $folder/done ]]; then
+        echo "== $stage: $seconds s, from ${init:-nothing}"
+        mkdir -p "$folder"
+        "${python[@]}" -m gic fit --config "$configs/small-$stage.yaml" \
+            --data.train "$shards/train-*.tar" --data.val "$shards/val-*.tar" "${measured[@]}" \
+            --trainer.max_steps -1 --trainer.max_time "$(printf '%02d:%02d:%02d' $((seconds / 3600)) $((seconds / 60 % 60)) $((seconds % 60)))" \
+            --trainer.logger.init_args.save_dir "$out" --trainer.logger.init_args.name "" \
+            --trainer.logger.init_args.version "$stage" --ckpt_path auto \
+            ${init:+--model.init_from "$init"} "$@" > >(tee -a "$folder/log.txt") 2>&1 &
+        child=$!
+        code=0
+        wait "$child" || code=$?
+        child=""
+        [[ $code == 0 ]] || exit "$code"
+        touch "$folder/done"
+    fi
+    init=$folder/checkpoints/last.ckpt
+done
+
+cp "$out/$last/weights.safetensors" "$out/.small.safetensors.part"
+mv "$out/.small.safetensors.part" "$out/small.safetensors"
+echo "== from the first validation to the last"
+"${python[@]}" -m gic.evaluation "$out/${stages[0]}" "$out/$last"
+echo "written: $out/small.safetensors (gic compress photo.png --checkpoint $out/small.safetensors)"
