@@ -1,25 +1,29 @@
 """Weights on disk: reading Lightning checkpoints and safetensors, writing safetensors that describe themselves.
 
 A weights file holds the codec's parameters and, in its metadata, the ``class_path`` / ``init_args`` tree that rebuilds
-it. Only classes of gic are built from a file, and nothing is unpickled but tensors and plain containers.
+it. Nothing of a file is executed or imported: only known classes are built (:mod:`gic.description`), or the user's own
+where their package is trusted, and nothing is unpickled but tensors and plain containers.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import zipfile
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonargparse
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gic import __version__
+from gic import __version__, description
+from gic.commands import add_trust_option
+from gic.description import first_line
 from gic.errors import ConfigError
 from gic.files import replacing
 from gic.model import Codec
@@ -61,27 +65,89 @@ def _read_safetensors(path: Path) -> Weights:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(metadata["gic"])
-        return Weights(state, about["config"], about.get("provenance", {}))
+        return Weights(state, _mapping(about["config"]), _mapping(about.get("provenance", {})))
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as safetensors: {error}") from error
-    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds no description of a gic codec in its metadata") from error
 
 
-def _read_lightning(path: Path) -> Weights:
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("no mapping")
+    return dict(value)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read all of a Lightning checkpoint, on the CPU; it can hold tensors and plain values, and nothing of it is run.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds anything else.
+    """
+    path = Path(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files it cannot read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if path.is_file() and not zipfile.is_zipfile(path):
             reason = "it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), or it is cut short"
+        elif "eights only load failed" in reason:
+            # The rest of torch's text tells how to read the file all the same.
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds more than tensors and plain values{f', {named[1]}' if named else ''}: refused"
         raise ConfigError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _read_lightning(path: Path) -> Weights:
+    checkpoint = read_checkpoint(path)
     try:
-        config = checkpoint["hyper_parameters"]["codec"]
-        state = {n[len(PREFIX) :]: t for n, t in checkpoint["state_dict"].items() if n.startswith(PREFIX)}
-    except (KeyError, TypeError) as error:
+        config = _mapping(checkpoint["hyper_parameters"]["codec"])
+        state = {n[len(PREFIX) :]: t for n, t in _mapping(checkpoint["state_dict"]).items() if n.startswith(PREFIX)}
+    except KeyError as error:
         raise ConfigError(f"{path} is no checkpoint of a gic codec: {error} is missing") from error
-    return Weights(state, dict(config), {"step": checkpoint.get("global_step")})
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: it is laid out otherwise") from error
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(f"{path} is no checkpoint of a gic codec: {name} is no tensor")
+    return Weights(state, config, {"step": checkpoint.get("global_step")})
+
+
+def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> dict[str, Any]:
+    """What measuring a checkpoint takes from it: codec, levels, realism, metrics and lambda_0, each checked.
+
+    Returns:
+        Settings of :class:`gic.training.LitCodec`, those that the checkpoint has.
+
+    Raises:
+        ConfigError: If it cannot be read, or one of them is not what it should be.
+    """
+    weights, given = read_weights(path), read_checkpoint(path)["hyper_parameters"]
+    settings: dict[str, Any] = {"codec": _described(path, weights.config, trust).tree()}
+    for name, kinds in (("levels", (int, float)), ("realism", (int, float)), ("metrics", (str,))):
+        if name not in given:
+            continue
+        values = given[name]
+        if not isinstance(values, (list, tuple)) or not all(_is_plain(value, kinds) for value in values):
+            raise ConfigError(f"{path} does not say which {name} to measure: {name} must be a list of plain values")
+        settings[name] = list(values)
+    objective = given.get("objective")
+    arguments = objective.get("init_args") if isinstance(objective, Mapping) else None
+    if isinstance(arguments, Mapping) and "lambda_0" in arguments:
+        if not _is_plain(arguments["lambda_0"], (int, float)):
+            raise ConfigError(f"{path} does not say what distortion weighs: lambda_0 must be a number")
+        settings["objective"] = {
+            "class_path": "gic.losses.Objective",
+            "init_args": {"lambda_0": arguments["lambda_0"]},
+        }
+    return settings
+
+
+def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
+    return type(value) in kinds and (isinstance(value, str) or math.isfinite(value))
 
 
 def load_codec_state(path: str | Path) -> dict[str, Tensor]:
@@ -93,50 +159,51 @@ def load_codec_state(path: str | Path) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in state.items() if not name.endswith(".bound")}
 
 
-def build_codec(config: Mapping[str, Any]) -> Codec:
+def build_codec(config: Mapping[str, Any], trust: str | Sequence[str] = ()) -> Codec:
     """Build an untrained codec from its ``class_path`` / ``init_args`` tree.
 
+    Args:
+        config: The tree.
+        trust: Top-level packages whose classes may be imported, beside those of gic.
+
     Raises:
-        ConfigError: If the tree names a class outside gic or does not describe a codec.
+        ConfigError: If the tree names another class or does not describe a codec.
     """
-    _only_gic(config)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--codec", type=Codec)
+    return description.build(description.check(config, Codec, "codec", trust), Codec)
+
+
+def _described(path: str | Path, config: Mapping[str, Any], trust: str | Sequence[str]) -> description.Network:
     try:
-        parsed = parser.parse_object({"codec": dict(config)})
-    except Exception as error:
-        raise ConfigError(f"the description of the codec does not fit this version of gic: {error}") from error
-    codec = parser.instantiate(parsed).codec
-    assert isinstance(codec, Codec)
-    return codec
+        return description.check(config, Codec, "codec", trust)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
-def _only_gic(tree: Any) -> None:
-    if isinstance(tree, jsonargparse.Namespace):
-        tree = tree.as_dict()
-    if isinstance(tree, Mapping):
-        name = tree.get("class_path")
-        if name is not None and not str(name).startswith("gic."):
-            raise ConfigError(f"the checkpoint asks for the class {name}, which is not part of gic: refused")
-        for value in tree.values():
-            _only_gic(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            _only_gic(value)
-
-
-def load_codec(path: str | Path) -> Codec:
+def load_codec(path: str | Path, trust: str | Sequence[str] = ()) -> Codec:
     """Rebuild a trained codec from a checkpoint or weights file, float32, in evaluation mode, on the CPU.
 
+    Args:
+        path: The file.
+        trust: Top-level packages whose classes the file may name, beside those of gic.
+
     Raises:
-        ConfigError: If the file cannot be read or its parameters do not fit its description.
+        ConfigError: If the file cannot be read, names other classes, or its parameters do not fit its description.
     """
-    weights = read_weights(path)
-    codec = build_codec(weights.config)
+    return _rebuilt(path, read_weights(path), trust)
+
+
+def _rebuilt(path: str | Path, weights: Weights, trust: str | Sequence[str]) -> Codec:
+    network = _described(path, weights.config, trust)
+    try:
+        codec = description.build(network, Codec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     try:
         codec.load_state_dict({name: tensor.float() for name, tensor in weights.state.items()})
     except RuntimeError as error:
-        raise ConfigError(f"the parameters in {path} do not fit the codec it describes: {error}") from error
+        problems = " ".join(" ".join(line.split()) for line in str(error).splitlines()[1:])
+        problems = problems if len(problems) <= 300 else problems[:300] + " ..."
+        raise ConfigError(f"the parameters in {path} do not fit the codec it describes: {problems}") from error
     return codec.eval()
 
 
@@ -155,9 +222,21 @@ def save_weights(
         config: ``class_path`` / ``init_args`` tree of the codec.
         provenance: Facts about the training, kept in the metadata.
         dtype: Type the parameters are stored in.
+
+    Raises:
+        ConfigError: If a parameter is not finite, or too large for ``dtype``.
     """
     about = json.dumps({"config": dict(config), "provenance": dict(provenance or {})}, sort_keys=True)
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            if not bool(torch.isfinite(state[name]).all()):
+                raise ConfigError(f"the parameter {name} is not finite: these weights are damaged, nothing is written")
+            largest = float(state[name].detach().abs().max())
+            raise ConfigError(
+                f"the parameter {name} reaches {largest:g}, which {str(dtype).removeprefix('torch.')} cannot hold: "
+                "nothing is written"
+            )
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"gic": about})
 
@@ -168,21 +247,41 @@ def add_export_options(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="weights file to write, .safetensors")
     parser.add_argument("--note", metavar="TEXT", help="where the weights come from, kept in the file: data, licence")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    add_trust_option(parser)
+
+
+def export_checkpoint(
+    checkpoint: str | Path, output: str | Path, note: str | None = None, trust: str | Sequence[str] = ()
+) -> None:
+    """Write the codec of a checkpoint as a weights file, whole or not at all.
+
+    Args:
+        checkpoint: Training checkpoint.
+        output: Weights file, ``.safetensors``.
+        note: Where the weights come from, kept in the file.
+        trust: Top-level packages whose classes the checkpoint may name, beside those of gic.
+
+    Raises:
+        ConfigError: If the checkpoint cannot be read, or its parameters are not those of its codec.
+    """
+    weights = read_weights(checkpoint)
+    about = {**weights.provenance, "gic": __version__, "torch": str(torch.__version__)}
+    # Not the checkpoint's own: older ones hold constants beside the parameters.
+    state = _rebuilt(checkpoint, weights, trust).state_dict()
+    save_weights(output, state, weights.config, about | ({"note": note} if note else {}))
 
 
 def export(args: Namespace) -> int:
     """Turn a training checkpoint into a small weights file (float16, safetensors); returns the exit code.
 
     Raises:
-        ConfigError: If the output exists or the checkpoint cannot be read.
+        ConfigError: If the output exists, the checkpoint cannot be read, or its parameters are not those of its codec.
     """
     output = Path(args.output)
     if output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: give --overwrite to replace it")
     if output.suffix != ".safetensors":
         raise ConfigError(f"the output must end in .safetensors, not {output}")
-    weights = read_weights(args.checkpoint)
-    about = {**weights.provenance, "gic": __version__, "torch": str(torch.__version__)}
-    save_weights(output, weights.state, weights.config, about | ({"note": args.note} if args.note else {}))
+    export_checkpoint(args.checkpoint, output, args.note, args.trust)
     print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0

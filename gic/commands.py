@@ -77,6 +77,15 @@ def _add_codec(parser: ArgumentParser) -> None:
         "--checkpoint", metavar="FILE", help=".safetensors or .ckpt (default: the weights in the package)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    add_trust_option(parser)
+
+
+TRUST_HELP = "a package of your own whose classes the weights may name; once for each package"
+
+
+def add_trust_option(parser: ArgumentParser) -> None:
+    """Option ``--trust`` of commands that build the codec that a file describes."""
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -281,7 +290,7 @@ def _run(jobs: Sequence[Job], one: Callable[[Job], str], overwrite: bool) -> int
 def _load(args: Namespace) -> ImageCodec:
     from gic.loading import load
 
-    return load(args.checkpoint, args.device)
+    return load(args.checkpoint, args.device, args.trust)
 
 
 def _read(path: Path | None) -> bytes:

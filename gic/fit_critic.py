@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
+from gic.commands import add_trust_option
 from gic.critic import CriticNetwork, save_critic
 from gic.distortions import TRAINED, Distortion, distort, gaussian, through_codec
 from gic.errors import ConfigError
@@ -284,6 +285,7 @@ def add_fit_critic_options(parser: ArgumentParser) -> None:
     add("--lr", type=float, default=recipe.lr, help="largest learning rate (default %(default)s)")
     add("--seed", type=int, default=recipe.seed, help="of everything random (default %(default)s)")
     add("--overwrite", action="store_true", help="replace an existing file")
+    add_trust_option(parser)
 
 
 def provenance(
@@ -329,7 +331,7 @@ def fit_critic(args: Namespace) -> int:
         raise ConfigError(f"batch must be at most photographs, {args.photographs}, not {args.batch}")
     recipe = Recipe(photographs=args.photographs, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed)
     shards = expand_shards(args.shards)
-    codecs = [through_codec(load_codec(path)) for path in args.codec]
+    codecs = [through_codec(load_codec(path, args.trust)) for path in args.codec]
     lpips = None if args.no_lpips else lpips_network("squeeze", args.backbone)
     network = train(prepare(shards, recipe, codecs, lpips), recipe, lpips)
     save_critic(output, network, provenance(recipe, network, shards, args.codec, lpips is not None))

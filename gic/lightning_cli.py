@@ -91,8 +91,10 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    from gic.checkpoint import validation_settings
+    from gic.commands import TRUST_HELP
     from gic.data import ImageData
-    from gic.resume import AUTO, named_checkpoint, newest_whole
+    from gic.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
     from gic.runs import SaveConfig, TimeBudget, logger_folder
     from gic.training import Checkpoint, LitCodec
 
@@ -109,10 +111,15 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.set_defaults({"seed_everything": 0})
+            parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             super().parse_arguments(parser, args)
             options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+            if options.get("weights_only") is False:
+                raise ConfigError("--weights_only false would let a checkpoint run code; those of gic do without")
+            if options:
+                options["weights_only"] = True
             name = options.get("ckpt_path")
             if name is None or (name == AUTO and self.config.subcommand == "fit"):
                 return
@@ -121,13 +128,22 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def _parse_ckpt_path(self) -> None:
             """What command and configs say of the model holds when a run goes on; Lightning lets the checkpoint win.
 
-            Other commands take the model from the checkpoint, so that they need no config.
+            Other commands take from the checkpoint what they measure; Lightning would take all of its settings, and
+            import whatever they name.
             """
-            if self.config.get("subcommand") != "fit":
-                super()._parse_ckpt_path()
+            command = self.config.get("subcommand")
+            options = self.config[command] if command else {}
+            if command == "fit" or options.get("ckpt_path") is None:
+                return
+            settings = validation_settings(options["ckpt_path"], options["trust"])
+            options["model"]["codec"] = None  # what the checkpoint leaves open is not the config's to say
+            self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            """Build the trainer; one that goes by the clock validates first, to know how long that takes."""
+            """Build the trainer, which runs nothing of the checkpoints it reads.
+
+            One that goes by the clock validates first, to know how long that takes.
+            """
             settings = self._get(self.config_init, "trainer", default={})
             if settings.get("max_time") is not None and self.config.get("subcommand", "fit") == "fit":
                 budget = TimeBudget(settings["max_time"], started)
@@ -135,7 +151,9 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
                 callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
                 sanity = settings.get("num_sanity_val_steps") or -1
                 kwargs |= {"max_time": None, "callbacks": [*callbacks, budget], "num_sanity_val_steps": sanity}
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            read_plain_values_only(trainer)
+            return trainer
 
         def before_fit(self) -> None:
             """Look for the run's newest checkpoint, where ``--ckpt_path auto`` asks for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from gic.codec import ImageCodec
@@ -30,17 +31,18 @@ def default_checkpoint() -> Path:
     return shipped[-1]
 
 
-def load(checkpoint: str | Path | None = None, device: str = "auto") -> ImageCodec:
+def load(checkpoint: str | Path | None = None, device: str = "auto", trust: str | Sequence[str] = ()) -> ImageCodec:
     """Make a codec of trained weights.
 
     Args:
         checkpoint: Training checkpoint (``.ckpt``) or weights file (``.safetensors``); by default the file that the
             environment variable GIC_CHECKPOINT names, else the weights in the package.
         device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ...
+        trust: Packages of your own whose classes the file may name; nothing else that it names is imported.
 
     Raises:
         ConfigError: If there are no weights or they cannot be used.
     """
     from gic.checkpoint import load_codec
 
-    return ImageCodec(load_codec(default_checkpoint() if checkpoint is None else checkpoint), device)
+    return ImageCodec(load_codec(default_checkpoint() if checkpoint is None else checkpoint, trust), device)

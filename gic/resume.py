@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from gic.checkpoint import read_checkpoint
 from gic.errors import ConfigError, GicError
 from gic.files import replacing
 
@@ -23,6 +25,8 @@ class CheckpointError(GicError, OSError):
 
 class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints beside their place and then moves them there, so that no reader sees part of one.
+
+    Whatever it reads can hold tensors and plain values alone: no object of a file is made, and no code of it is run.
 
     Lightning's own writer makes the file in the machine's temporary folder and copies it from there to other disks: a
     process that ends meanwhile leaves part of a file under the final name.
@@ -38,11 +42,6 @@ class WholeFiles(TorchCheckpointIO):
     problem = ""
     read: Path | None = None
 
-    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Read a checkpoint, and remember which."""
-        self.read = Path(path)
-        return super().load_checkpoint(path, *arguments, **options)
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint, or note the problem; what lay at ``path`` before is whole in either case."""
         self.problem = ""
@@ -55,6 +54,21 @@ class WholeFiles(TorchCheckpointIO):
             if not isinstance(error.__context__, OSError):
                 raise
             self.problem = error.__context__.strerror or str(error.__context__)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        """Read a checkpoint on the CPU, as tensors and plain values whatever the settings say.
+
+        Raises:
+            ConfigError: If it cannot be read, or holds anything else.
+        """
+        self.read = Path(path)
+        return read_checkpoint(path)
+
+
+def read_plain_values_only(trainer: Trainer) -> None:
+    """Have a trainer's checkpoints read and written by :class:`WholeFiles`, where it has no other way of its own."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFiles()
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -624,12 +624,12 @@ class Checkpoint(callbacks.Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            self._tidy(path, before)
+            self._tidy(trainer, path, before)
         if budget := time_budget(trainer):
             self._saved_at = budget.used(trainer.global_step)
             budget.saved(time.monotonic() - began)
 
-    def _tidy(self, path: Path, before: list[str]) -> None:
+    def _tidy(self, trainer: L.Trainer, path: Path, before: list[str]) -> None:
         """Point ``last.ckpt`` to the file that was written, export it, and delete the oldest that this run wrote."""
         if self.problem:
             self._written = before
@@ -648,16 +648,18 @@ class Checkpoint(callbacks.Checkpoint):
         except OSError as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but its folder could not be tidied: {error}")
         if self.export is not None:
-            self._export(path)
+            codec = trainer.lightning_module.codec
+            packages = {type(each).__module__.partition(".")[0] for each in (codec, *codec.children())}
+            self._export(path, sorted(packages))
 
-    def _export(self, path: Path) -> None:
+    def _export(self, path: Path, trust: list[str]) -> None:
         from gic.checkpoint import export_checkpoint
 
         assert self.export is not None
         output = self._folder.parent / self.export if Path(self.export).name == self.export else Path(self.export)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            export_checkpoint(path, output)
+            export_checkpoint(path, output, trust=trust)
         except OSError as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but {output} could not be written: {error}")
 

@@ -113,6 +113,9 @@ class Gic(BenchmarkCodec):
         quantizer: ``round`` or ``dither``, the model's default if left out.
         name: For tables and files, to tell several sets of weights apart.
 
+    Attributes:
+        trust: Packages of the user's own whose classes the weights may name.
+
     Raises:
         ConfigError: If both ``q`` and ``bpp`` are named, or no decoding is.
     """
@@ -135,6 +138,7 @@ class Gic(BenchmarkCodec):
         self.name = name
         self.checkpoint = checkpoint
         self.quantizer = quantizer
+        self.trust: Sequence[str] = ()
         self._q, self._bpp = q, bpp
         self._decodings = {decoding.label: decoding for decoding in decodings}
         self._codec: ImageCodec | None = None
@@ -144,7 +148,7 @@ class Gic(BenchmarkCodec):
         """Load the weights and check the points against them."""
         from gic.loading import load
 
-        codec = load(self.checkpoint, device)
+        codec = load(self.checkpoint, device, self.trust)
         model = codec.model
         if self._bpp is not None:
             points = [{"bpp": target} for target in sorted(self._bpp)]

@@ -21,6 +21,7 @@ from gic.benchmark.published import PublishedCurve, read_published
 from gic.benchmark.report import write_report
 from gic.benchmark.results import Results, save_results
 from gic.benchmark.runner import Record, Runner, Team, about_run
+from gic.commands import TRUST_HELP
 from gic.errors import ConfigError, require
 from gic.files import write_bytes
 from gic.stream import EvalImages
@@ -86,13 +87,16 @@ class Benchmark:
             read_published(Path(published), published_dataset, published_codecs) if published else ()
         )
 
-    def run(self, team: Team, command: Sequence[str], checkpoint: str | None = None) -> Results | None:
+    def run(
+        self, team: Team, command: Sequence[str], checkpoint: str | None = None, trust: Sequence[str] = ()
+    ) -> Results | None:
         """Measure everything; returns the results on the first process, None on the others.
 
         Args:
             team: The processes.
             command: Words that started the run, for the record.
             checkpoint: Weights of the codecs that name none.
+            trust: Packages of the user's own whose classes weights may name.
 
         Raises:
             GicError: If an image fails or settings are wrong; what was measured until then is kept.
@@ -101,6 +105,7 @@ class Benchmark:
 
         for codec in self.codecs:
             codec.checkpoint = codec.checkpoint or checkpoint
+            codec.trust = trust
         image_metrics, set_metrics, missing = make_metrics(self.metrics, self.weights, str(team.device))
         if not image_metrics and not set_metrics:
             raise ConfigError("none of the metrics can be computed: " + "; ".join(missing.values()))
@@ -298,6 +303,7 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     )
     parser.add_argument("--config", action="config", help="YAML file; it may say `extends: other.yaml`")
     parser.add_argument("--ckpt_path", type=str | None, help=".ckpt or .safetensors (default: the installation's own)")
+    parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
     parser.add_class_arguments(Benchmark, None, sub_configs=False)
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")
     parser.add_argument("--devices", type=int | str, default=1, help="processes on each node; auto takes every GPU")
@@ -315,10 +321,11 @@ def test(argv: Sequence[str]) -> int:
     values = dict(made.as_dict())
     launch = {name: values.pop(name) for name in ("accelerator", "devices", "num_nodes")}
     checkpoint = values.pop("ckpt_path")
+    trust = values.pop("trust")
     values.pop("config", None)
     benchmark = Benchmark(**values)
     many = launch["devices"] != 1 or launch["num_nodes"] != 1
     fabric = Fabric(**launch, strategy="ddp" if many else "auto")
     fabric.launch()
-    benchmark.run(FabricTeam(fabric), ["gic", "test", *argv], checkpoint)
+    benchmark.run(FabricTeam(fabric), ["gic", "test", *argv], checkpoint, trust)
     return 0
