@@ -165,8 +165,8 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
 
     Example:
         >>> one = torch.ones(1)
-        >>> truncated_normal_mean(2 * one, 2 * one, 0 * one, one)  # N(0, 1) given that it lies in [1, 3]
-        tensor([1.5100])
+        >>> truncated_normal_mean(2 * one, 4 * one, 0 * one, one)  # N(0, 1) given that it lies in [0, 4]
+        tensor([0.7977])
     """
     dtype = torch.promote_types(y_q.dtype, torch.float32)
     c, h, sign = _units(y_q, q, mu, sigma)

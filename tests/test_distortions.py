@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from bounds import rounding
 from small import picture, small_model
 
 from gic.distortions import HELD_OUT, TRAINED, blur, distort, gaussian, ringing, through_codec
@@ -52,7 +55,7 @@ def test_what_is_held_out_is_not_trained_on():
 def test_the_noise_of_two_strengths_is_the_same_but_for_its_size(image):
     grey = torch.full_like(image, 0.5)
     weak, strong = (distort(TRAINED, "noise", grey, s, seed=1) - grey for s in (0.1, 0.2))
-    assert torch.allclose(strong, weak * 2**1.5, atol=1e-6)
+    assert (strong - weak * 2**1.5).abs().max() < rounding(2, 1 + 2**1.5)  # grey is added and taken away
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -60,7 +63,7 @@ def test_blurs_keep_the_mean_of_the_middle_and_lose_contrast(seed):
     spot = torch.zeros(3, 65, 65)
     spot[:, 32, 32] = 1
     found = blur(spot, 0.7, torch.Generator().manual_seed(seed))
-    assert torch.allclose(found.sum((1, 2)), torch.ones(3), atol=1e-4)
+    assert (found.sum((1, 2)) - 1).abs().max() < rounding(65 * 65, 1)
     assert found.max() < 0.2
 
 
@@ -68,7 +71,9 @@ def test_blurs_keep_the_mean_of_the_middle_and_lose_contrast(seed):
 def test_cutting_the_spectrum_twice_is_cutting_it_once(seed, image):
     once = ringing(image, 0.5, torch.Generator().manual_seed(seed))
     twice = ringing(once, 0.5, torch.Generator().manual_seed(seed))
-    assert torch.allclose(once, twice, atol=1e-5)
+    # Four Fourier transforms: each of their log2(pixels) steps errs by a rounding of values of the picture's size.
+    bound = rounding(4 * math.log2(4 * image[0].numel()), 1)
+    assert (once - twice).abs().max() < bound
 
 
 def test_a_gaussian_has_the_width_asked_for():

@@ -58,7 +58,7 @@ def test_lambda_falls_with_the_square_of_the_level() -> None:
 
 def test_lambda_makes_step_q_the_best_one_at_high_rate() -> None:
     """Rate -log2(q) per latent and distortion c q^2 are in balance at q when lambda = lambda_0 / q^2, for one c."""
-    steps = torch.linspace(-1, 1, 2001).exp()
+    steps = torch.linspace(-1, 1, 2001, dtype=torch.float64).exp()
     c, lambda_0 = 1 / 12, 6 / math.log(2)
     for q in (0.3, 1.0, 5.0):
         tried = q * steps

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from bounds import rounding
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,7 +83,8 @@ def test_the_flow_never_contradicts_the_file(sampler: sde.Sampler) -> None:
     y, mu, sigma = prior()
     y_q = sde.forward(y, Q, mu=mu, quantizer="round")
     y_hat = sde.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=5)
-    assert in_cell(y_hat, y_q, Q * (1 + 1e-5) + 1e-5)
+    errors = rounding(5 * 4, float(y_q.abs().max()))  # five steps of four operations
+    assert in_cell(y_hat, y_q, Q + 2 * errors)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1000.0])
@@ -95,8 +97,8 @@ def test_sigma_is_refined_within_its_bound_and_mu_in_units_of_sigma(scale: float
     refined_mu, refined_sigma = refine(network, y, sde.level(Q, y), mu, sigma)
     bound = math.exp(D_SIGMA_MAX) * (1 + 1e-5)
     assert bool(((refined_sigma <= sigma * bound) & (refined_sigma >= sigma / bound)).all())
-    assert torch.allclose(refined_mu, mu + sigma * d_mu)
-    assert torch.allclose(refined_sigma, sigma * torch.exp(d_sigma))
+    assert bool(((refined_mu - mu - sigma * d_mu).abs() <= rounding(2, 1) * (mu.abs() + (sigma * d_mu).abs())).all())
+    assert torch.allclose(refined_sigma, sigma * torch.exp(d_sigma), rtol=rounding(2, 1), atol=0)
 
 
 @pytest.mark.parametrize("attention", [False, True])

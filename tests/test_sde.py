@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from bounds import rounding
 from scipy import integrate, stats
 from torch import Tensor
 
@@ -200,7 +201,8 @@ def test_the_flow_carries_a_gaussian_with_gaussian_noise_exactly() -> None:
 
 
 def smooth_denoiser(y_q: Tensor, q: Tensor) -> Tensor:
-    return torch.tanh(y_q) / (1 + q**2 / 12) + 0.1 * y_q
+    """Sums, products and quotients alone, which are the same to the last bit wherever in a tensor they are taken."""
+    return y_q / (1 + y_q.abs()) / (1 + q * q / 12) + 0.1 * y_q
 
 
 def batch(seed: int = 0, count: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -429,9 +431,10 @@ def test_quantisation_is_idempotent_and_stays_within_half_a_step(quantizer: sde.
     once = sde.forward(y, q, quantizer=quantizer, mu=mu, u=u)
     twice = sde.forward(once, q, quantizer=quantizer, mu=mu, u=u)
     step = sde.level(q, y)
-    assert bool(((once - y).abs() <= step / 2 * (1 + 1e-5) + 1e-6).all())
+    bound = rounding(6, float(y.abs().max() + mu.abs().max()))  # three steps to the symbol and three back
+    assert bool(((once - y).abs() <= step / 2 + bound).all())
     assert torch.equal(sde.quantize(once, q, mu, u), sde.quantize(y, q, mu, u))
-    assert torch.allclose(twice, once, atol=1e-6)
+    assert float((twice - once).abs().max()) <= bound
 
 
 @pytest.mark.parametrize("quantizer", ["round", "dither"])
