@@ -19,7 +19,6 @@ from gic.lapped import BLOCK, LappedTransform, dct, prefilter
 from gic.model import Codec
 from gic.reverse import ReverseUNet
 
-
 TERMS = 3 * BLOCK**2 + 2 * BLOCK + 16
 """Products behind one coefficient: the block's, P's along both sides, and those of the means transformed again."""
 
