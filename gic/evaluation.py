@@ -168,7 +168,11 @@ def load_means(path: Path) -> list[LevelResult]:
     """
     try:
         rows = json.loads(path.read_text())["mean"]
-        return [LevelResult(*(row.pop(name) for name in LevelResult._fields[:4]), row) for row in rows]
+        known = LevelResult._fields[:4]
+        return [
+            LevelResult(**{name: row[name] for name in known}, metrics={n: v for n, v in row.items() if n not in known})
+            for row in rows
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no file of validation results: {error}") from error
 

@@ -648,7 +648,7 @@ class Checkpoint(callbacks.Checkpoint):
         except OSError as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but its folder could not be tidied: {error}")
         if self.export is not None:
-            codec = trainer.lightning_module.codec
+            codec: Any = trainer.lightning_module.codec
             packages = {type(each).__module__.partition(".")[0] for each in (codec, *codec.children())}
             self._export(path, sorted(packages))
 
