@@ -168,11 +168,7 @@ def load_means(path: Path) -> list[LevelResult]:
     """
     try:
         rows = json.loads(path.read_text())["mean"]
-        known = LevelResult._fields[:4]
-        return [
-            LevelResult(**{name: row[name] for name in known}, metrics={n: v for n, v in row.items() if n not in known})
-            for row in rows
-        ]
+        return [LevelResult(**{name: row[name] for name in LevelResult._fields}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no file of validation results: {error}") from error
 

@@ -19,6 +19,10 @@ fail() {
     exit 2
 }
 
+clock() {
+    printf '%02d:%02d:%02d' $(($1 / 3600)) $(($1 / 60 % 60)) $(($1 % 60))
+}
+
 [[ $# -ge 3 ]] || fail "usage: recipes/small.sh MINUTES SHARDS OUT [options of gic fit]"
 minutes=$1 shards=$2 out=$3
 shift 3
@@ -41,6 +45,16 @@ else
     init=${INIT:-$("${python[@]}" -c "from gic.loading import default_checkpoint; print(default_checkpoint())")}
     stages=(2-compressor 50 3-reverse 8 4-perceptual 42)
 fi
+# A stage of less than a minute would do little but start: its time goes to the one after it.
+plan=() spare=0
+for ((i = 0; i < ${#stages[@]}; i += 2)); do
+    seconds=$((minutes * 60 * stages[i + 1] / 100 + spare)) spare=0
+    if [[ $seconds -lt 60 && $i -lt $((${#stages[@]} - 2)) ]]; then
+        spare=$seconds
+    else
+        plan+=("${stages[i]}" "$seconds")
+    fi
+done
 # Measuring takes part of the time: in short runs few pictures at few levels.
 measured=(--data.val_limit 12)
 if [[ $minutes -lt 60 ]]; then
@@ -50,16 +64,15 @@ fi
 child=""
 trap '[[ -z $child ]] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; exit 75' TERM INT
 
-last=""
-for ((i = 0; i < ${#stages[@]}; i += 2)); do
-    stage=${stages[i]} seconds=$((minutes * 60 * stages[i + 1] / 100))
+for ((i = 0; i < ${#plan[@]}; i += 2)); do
+    stage=${plan[i]} seconds=${plan[i + 1]}
     folder=$out/$stage last=$stage
     if [[ ! -e $folder/done ]]; then
         echo "== $stage: $seconds s, from ${init:-nothing}"
         mkdir -p "$folder"
         "${python[@]}" -m gic fit --config "$configs/small-$stage.yaml" \
             --data.train "$shards/train-*.tar" --data.val "$shards/val-*.tar" "${measured[@]}" \
-            --trainer.max_steps -1 --trainer.max_time "$(printf '%02d:%02d:%02d' $((seconds / 3600)) $((seconds / 60 % 60)) $((seconds % 60)))" \
+            --trainer.max_steps -1 --trainer.max_time "$(clock "$seconds")" \
             --trainer.logger.init_args.save_dir "$out" --trainer.logger.init_args.name "" \
             --trainer.logger.init_args.version "$stage" --ckpt_path auto \
             ${init:+--model.init_from "$init"} "$@" > >(tee -a "$folder/log.txt") 2>&1 &
@@ -76,5 +89,5 @@ done
 cp "$out/$last/weights.safetensors" "$out/.small.safetensors.part"
 mv "$out/.small.safetensors.part" "$out/small.safetensors"
 echo "== from the first validation to the last"
-"${python[@]}" -m gic.evaluation "$out/${stages[0]}" "$out/$last"
+"${python[@]}" -m gic.evaluation "$out/${plan[0]}" "$out/$last"
 echo "written: $out/small.safetensors (gic compress photo.png --checkpoint $out/small.safetensors)"
