@@ -5,9 +5,10 @@
 - decoder: Pillow decodes the same JPEG files from memory to RGB, and nothing else: the floor;
 - folder: files of a folder in random order, decoded, cropped and scaled as gic does it, in this process;
 - shards: gic's training stream in this process;
+- shards, cached: the same with all pictures decoded before (data.cache_mb);
 - shards, N workers: gic's loader with worker processes, in wall time, waited for batch by batch.
 
-Without shards those that gic draws are used. The first three are in CPU time and take turns.
+Without shards those that gic draws are used. The first four are in CPU time and take turns.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from measuring import in_turns, machine, parser, save, show
 from PIL import Image
 
 from gic.data import TrainLoader
-from gic.stream import TrainStream
+from gic.stream import TrainStream, _Tally
 from gic.synthetic import ensure_synthetic_shards
 from gic.tarshards import expand_shards, read_shard
 
@@ -73,7 +74,19 @@ def main() -> None:
         def from_shards() -> None:
             assert sum(len(batch["image"]) for batch in stream) == images  # type: ignore[index]
 
-        runs: dict[str, Callable[[], object]] = {"decoder": decoder, "folder": from_folder, "shards": from_shards}
+        cached = TrainStream(shards, shuffle_buffer=64, cache_mb=4000, **settings)  # type: ignore[arg-type]
+        for raw in (raw for shard in shards for raw in read_shard(shard)):
+            cached._decode(raw, _Tally(1.0))
+
+        def from_cache() -> None:
+            assert sum(len(batch["image"]) for batch in cached) == images  # type: ignore[index]
+
+        runs: dict[str, Callable[[], object]] = {
+            "decoder": decoder,
+            "folder": from_folder,
+            "shards": from_shards,
+            "shards, cached": from_cache,
+        }
         rates = {name: images / taken for name, taken in in_turns(runs, args.rounds, "cpu").items()}
         for workers in args.workers:
             found = []

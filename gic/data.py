@@ -206,6 +206,8 @@ class ImageData(lightning.LightningDataModule):
         val_limit: Use this many of the validation images; None for all.
         seed: Seed of the order and of the crops; None for the one of ``seed_everything``, or else 0.
         max_bad_fraction: Share of unusable training samples above which training stops.
+        cache_mb: Megabytes of decoded training pictures that each worker keeps: half the work of a crop, where the
+            pictures are few and the GPU is fast.
         remote: How shards are read over the network: patience and cache.
 
     Raises:
@@ -229,6 +231,7 @@ class ImageData(lightning.LightningDataModule):
         val_limit: int | None = None,
         seed: int | None = None,
         max_bad_fraction: float = 0.05,
+        cache_mb: int = 0,
         remote: Remote = PATIENT,
     ) -> None:
         super().__init__()
@@ -243,6 +246,7 @@ class ImageData(lightning.LightningDataModule):
             val_limit=val_limit,
             seed=seed,
             max_bad_fraction=max_bad_fraction,
+            cache_mb=cache_mb,
         )
         self.train = train
         self.val = val
@@ -258,6 +262,7 @@ class ImageData(lightning.LightningDataModule):
         self.val_limit = val_limit
         self.seed = seed
         self.max_bad_fraction = max_bad_fraction
+        self.cache_mb = cache_mb
         self.remote = remote
         self._loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
@@ -295,6 +300,7 @@ class ImageData(lightning.LightningDataModule):
                 rank=rank,
                 world_size=world_size,
                 max_bad_fraction=self.max_bad_fraction,
+                cache_mb=self.cache_mb,
                 remote=self.remote,
             ),
             num_workers=self.num_workers,

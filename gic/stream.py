@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import signal
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ class TrainStream(IterableDataset[Any]):
         max_bad_fraction: Share of bad samples, in [0, 1], above which a worker gives up: at the end of a pass
             over what it reads, and already after 100 samples where the share is clearly above. If all are
             bad it gives up whatever is allowed.
+        cache_mb: Megabytes of decoded pictures that each worker keeps, so that those it reads again need not be decoded
+            again; 0 keeps none.
         remote: How shards are read that do not lie on disk.
 
     Raises:
@@ -186,6 +189,7 @@ class TrainStream(IterableDataset[Any]):
         rank: int = 0,
         world_size: int = 1,
         max_bad_fraction: float = 0.05,
+        cache_mb: int = 0,
         remote: Remote = PATIENT,
     ) -> None:
         check_settings(
@@ -196,6 +200,7 @@ class TrainStream(IterableDataset[Any]):
             shuffle_buffer=shuffle_buffer,
             seed=seed,
             max_bad_fraction=max_bad_fraction,
+            cache_mb=cache_mb,
         )
         self.shards = list(shards)
         self.crop_size = crop_size
@@ -209,6 +214,8 @@ class TrainStream(IterableDataset[Any]):
         self.world_size = world_size
         self.max_bad_fraction = max_bad_fraction
         self.remote = remote
+        self._room = cache_mb * 10**6  # bytes left in the cache
+        self._cache: dict[tuple[str, int], Image.Image] = {}
         self.epoch = 0
         self.batches_done = 0
 
@@ -289,12 +296,19 @@ class TrainStream(IterableDataset[Any]):
 
     def _decode(self, raw: RawImage, tally: _Tally) -> Image.Image | None:
         """Decode a sample; None, and counted, if it cannot be used."""
-        assert raw.data is not None
-        try:
-            image = load_rgb(raw.data, name=raw.name).image
-        except ImageError as error:
-            tally.skip("undecodable", one_line(error))
-            return None
+        assert isinstance(raw.data, bytes)
+        place = (raw.name, zlib.crc32(raw.data)) if self._cache or self._room else ("", 0)
+        image = self._cache.get(place)
+        if image is None:
+            try:
+                image = load_rgb(raw.data, name=raw.name).image
+            except ImageError as error:
+                tally.skip("undecodable", one_line(error))
+                return None
+            size = 3 * image.width * image.height
+            if size <= self._room:
+                self._room -= size
+                self._cache[place] = image
         if min(image.size) < self.crop_size:
             width, height = image.size
             tally.skip("too_small", f"{raw.name}: {width} x {height} is smaller than the crop of {self.crop_size}")
@@ -416,6 +430,7 @@ def check_settings(**settings: Any) -> None:
         ("batches_per_epoch", 1),
         ("shuffle_buffer", 1),
         ("num_workers", 0),
+        ("cache_mb", 0),
         ("seed", 0),
         ("limit", 1),
         ("val_limit", 1),

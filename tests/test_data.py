@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
+import gic.stream
 from gic import tarshards
 from gic.data import ImageData, TrainLoader
 from gic.errors import ConfigError, DataError
@@ -84,6 +85,34 @@ def keys(batches: Iterable[Any]) -> list[str]:
 @pytest.fixture
 def shards(tmp_path: Path) -> list[str]:
     return write_shards(tmp_path / "shards", [5, 3, 4])
+
+
+def test_a_cache_spares_decoding_and_changes_no_batch(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counted(data: bytes, name: str, load: Any = gic.stream.load_rgb) -> Any:
+        decoded.append(name)
+        return load(data, name=name)
+
+    monkeypatch.setattr(gic.stream, "load_rgb", counted)
+    plain = list(stream(shards, batches_per_epoch=30))
+    assert len(decoded) == 60
+    for cache_mb, most in ((1, 12), (0, 60)):
+        decoded.clear()
+        cached = list(stream(shards, batches_per_epoch=30, cache_mb=cache_mb))
+        assert len(decoded) == most
+        for one, other in zip(plain, cached, strict=True):
+            assert one["key"] == other["key"] and torch.equal(one["image"], other["image"])
+    with pytest.raises(ConfigError, match="cache_mb"):
+        stream(shards, cache_mb=-1)
+
+
+def test_a_full_cache_takes_no_more(shards: list[str]) -> None:
+    small = stream(shards, batches_per_epoch=30, cache_mb=1)
+    small._room = 2 * 3 * 24 * 20 + 100
+    list(small)
+    assert len(small._cache) == 2
+    assert small._room == 100
 
 
 # Naming shards

@@ -17,7 +17,7 @@ from gic.checkpoint import load_codec, read_weights
 from gic.errors import ConfigError, DataError
 from gic.lightning_cli import make_cli
 from gic.synthetic import ensure_synthetic_shards
-from gic.training import EMA, NonFiniteLossError, WarmupCosine, match_layout
+from gic.training import EMA, LossWatch, NonFiniteLossError, ProgressBar, WarmupCosine, match_layout
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
@@ -205,6 +205,61 @@ def test_a_non_finite_loss_stops_the_run_and_saves_the_batch(words, tmp_path):
     (folder,) = tmp_path.glob("version_0/non-finite-*")
     assert len(list(folder.glob("*.png"))) == 2
     assert len(json.loads((folder / "batch.json").read_text())["keys"]) == 2
+
+
+def noted(watch, losses, step=0):
+    """Let a watch see one batch for each loss; returns the batches."""
+    batches = []
+    for number, loss in enumerate(losses, step):
+        image = torch.full((2, 3, 8, 8), number, dtype=torch.uint8)
+        batches.append({"image": image, "key": [f"{number}a", f"{number}b"]})
+        watch.note(torch.tensor(loss), {"mse": torch.tensor(loss * 2)}, batches[-1], (number, 10 + number))
+    return batches
+
+
+@pytest.mark.parametrize("bad", [0, 2, 4])
+def test_between_two_looks_the_first_batch_that_went_wrong_is_remembered(bad):
+    watch = LossWatch()
+    noted(watch, [1.0, 2.0])
+    assert watch.look() is None
+    losses = [1.0] * 5
+    losses[bad] = float("inf")
+    losses[4] = float("nan") if bad < 4 else losses[4]
+    batches = noted(watch, losses, step=5)
+    image, parts, keys, where = watch.look()
+    assert torch.equal(image, batches[bad]["image"])
+    assert keys == batches[bad]["key"] and where == (5 + bad, 15 + bad)
+    assert parts == {"mse": float("inf")}
+    assert watch.look() is None
+
+
+def test_to_note_a_loss_waits_for_nothing_and_what_went_wrong_is_never_saved(words, tmp_path):
+    from test_no_waiting import Waits
+
+    cli = make_cli(words("fit"), run=False)
+    cli.model.output_dir = tmp_path
+    with Waits() as waits:
+        noted(cli.model._watch, [1.0, float("nan"), 1.0])
+    assert not waits.found
+    with pytest.raises(NonFiniteLossError, match=r"step 1 .*1a, 1b"):
+        cli.model.on_save_checkpoint({})
+    assert (tmp_path / "non-finite-step-000001-rank-0" / "00.png").is_file()
+    noted(cli.model._watch, [float("nan")])
+    with pytest.raises(NonFiniteLossError, match="step 0"):
+        cli.model.on_validation_start()
+
+
+def test_the_progress_bar_reads_values_at_logging_intervals_only(monkeypatch):
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    asked = []
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: asked.append(1) or {"v_num": 1, "loss": len(asked)})
+    bar, trainer = ProgressBar(), SimpleNamespace(training=True, global_step=0, log_every_n_steps=5)
+    shown = []
+    for trainer.global_step in range(1, 12):
+        shown.append(bar.get_metrics(trainer, None))
+    assert len(asked) == 3
+    assert shown[-1] == {"loss": 3}
 
 
 def test_levels_outside_the_range_of_the_model_are_refused(words):
