@@ -279,7 +279,8 @@ class LitCodec(L.LightningModule):
         self._watch.note(loss.detach(), parts, batch, (self.global_step, batch_idx))
         if self.device.type == "cpu":  # where a look costs nothing
             self._stop_if_not_finite()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(x))
+        # Not for the progress bar, whose values Lightning reads after each step: gic.training.ProgressBar takes them.
+        self.log("train/loss", loss.detach(), batch_size=len(x))
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(x))
         for reason, count in batch.get("skipped", {}).items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
@@ -325,7 +326,7 @@ class LitCodec(L.LightningModule):
             now = time.perf_counter()
             speed = images * self.trainer.world_size / (now - start)
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self.log("images_per_second", speed, prog_bar=True, batch_size=1)
+            self.log("images_per_second", speed, batch_size=1)
             self.log("learning_rate", rate, batch_size=1)
             start, images = now, 0
         self._clock = (start, images)
@@ -764,6 +765,8 @@ class ProgressBar(RichProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Metrics beside the bar, as they were at the last logging interval: to read them waits for the GPU."""
         if self._beside is None or not trainer.training or self._is_due(trainer):
-            self._beside = super().get_metrics(trainer, pl_module)
+            logged = trainer.logged_metrics if trainer.training else {}
+            wanted = {name: float(logged[name]) for name in ("train/loss", "images_per_second") if name in logged}
+            self._beside = {**super().get_metrics(trainer, pl_module), **wanted}
             self._beside.pop("v_num", None)
         return dict(self._beside)

@@ -6,6 +6,7 @@ on values, has to wait for a GPU.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -32,7 +33,8 @@ class Waits(TorchDispatchMode):
         name = func.overloadpacket._qualified_op_name.split("::")[1]
         host = name == "_local_scalar_dense" and args[0].dtype == torch.int64
         if name in WAITING and not host:
-            self.found.append(name)
+            callers = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()[-12:-1]]
+            self.found.append(f"{name} asked for by {' '.join(callers)}")
         return func(*args, **(kwargs or {}))
 
 

@@ -253,13 +253,15 @@ def test_the_progress_bar_reads_values_at_logging_intervals_only(monkeypatch):
     from lightning.pytorch.callbacks import RichProgressBar
 
     asked = []
-    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: asked.append(1) or {"v_num": 1, "loss": len(asked)})
-    bar, trainer = ProgressBar(), SimpleNamespace(training=True, global_step=0, log_every_n_steps=5)
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: asked.append(1) or {"v_num": 1, "times": len(asked)})
+    logged = {"train/loss": torch.tensor(0.5), "train/mse": torch.tensor(0.1), "images_per_second": torch.tensor(3.0)}
+    trainer = SimpleNamespace(training=True, global_step=0, log_every_n_steps=5, logged_metrics=logged)
+    bar = ProgressBar()
     shown = []
     for trainer.global_step in range(1, 12):
         shown.append(bar.get_metrics(trainer, None))
     assert len(asked) == 3
-    assert shown[-1] == {"loss": 3}
+    assert shown[-1] == {"times": 3, "train/loss": 0.5, "images_per_second": 3.0}
 
 
 def test_levels_outside_the_range_of_the_model_are_refused(words):
