@@ -10,7 +10,8 @@
 - coding: pictures of 768 x 512 and 1920 x 1080 to bytes and back.
 
 Parts that the time does not suffice for (--budget, seconds) are left out and named. Without shards drawn pictures are
-used. Without LPIPS' backbone (`gic weights lpips_alex`) the stage `perceptual` is one without that term, and is named so.
+used. Without LPIPS' backbone (`gic weights lpips_alex`) the stage `perceptual` is measured without that term, which the
+JSON says.
 """
 
 from __future__ import annotations

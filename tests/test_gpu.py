@@ -13,18 +13,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from small import picture
-from test_no_waiting import Waits
+from test_no_waiting import run_quietly
 from training_runs import CONFIGS, HERE, losses, tiny
 
 import gic
 from gic.codec import tiles_of
 from gic.lightning_cli import make_cli
 from gic.synthetic import ensure_synthetic_shards
-from gic.training import EMA, LossWatch
+from gic.training import EMA
 
 pytestmark = pytest.mark.gpu
 
@@ -130,47 +129,12 @@ def test_compiled_networks_learn_the_same(stage: str, device: str, learn: Any) -
     torch._dynamo.reset()
 
 
-class Quiet(L.Callback):
-    """Lets nothing wait for the GPU from the end of one step to the end of another."""
-
-    def __init__(self, first: int = 3, last: int = 12) -> None:
-        self.first, self.last = first, last
-        self.waits = Waits()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        cuda = torch.cuda.is_available()
-        if trainer.global_step == self.first:
-            if cuda:
-                torch.cuda.set_sync_debug_mode("error")
-            else:
-                self.waits.__enter__()
-        if trainer.global_step == self.last:
-            if cuda:
-                torch.cuda.set_sync_debug_mode("default")
-            else:
-                self.waits.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_between_logging_intervals_nothing_waits(
     stage: str, device: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gic.posterior._counts_elements", lambda value: False)
-    logger = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs}}]"
-    words = words_of(stage, pictures, device, "--trainer.log_every_n_steps", "15", "--trainer.logger", logger)
-    callbacks = ["--trainer.callbacks", "[{class_path: gic.training.EMA}, {class_path: gic.training.ProgressBar}]"]
-    cli = make_cli([*words, *callbacks, "--trainer.enable_progress_bar", "true"], run=False)
-    quiet = Quiet()
-    cli.trainer.callbacks.append(quiet)  # the last: what the others do is seen
-    if device == "cpu":  # where every loss is looked at
-        monkeypatch.setattr(LossWatch, "look", lambda self: None)
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule)
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("default")
-    assert cli.trainer.global_step == STEPS and not quiet.waits.found
+    run_quietly(words_of(stage, pictures, device), monkeypatch)
 
 
 def test_the_average_lies_on_the_device_and_a_run_goes_on(

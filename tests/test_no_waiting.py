@@ -7,17 +7,23 @@ on values, has to wait for a GPU.
 from __future__ import annotations
 
 import traceback
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from test_lapped import lapped_model
 from test_losses import Roughness
 from test_model import images, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import tiny as tiny_run
 
 from gic import posterior
+from gic.lightning_cli import make_cli
 from gic.losses import Objective
+from gic.synthetic import ensure_synthetic_shards
+from gic.training import LossWatch
 
 WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal")
 
@@ -94,3 +100,48 @@ def test_each_network_is_one_piece_for_torch_compile(realism: Any) -> None:
     for one, other in zip(whole(codec.reverse)(y, y, y, q), codec.reverse(y, y, y, q), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
     torch._dynamo.reset()
+
+
+class Quiet(L.Callback):
+    """Lets nothing wait for a GPU from the end of one step to the end of another; without a GPU finds what would."""
+
+    def __init__(self, first: int = 3, last: int = 12) -> None:
+        self.first, self.last = first, last
+        self.waits = Waits()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.first:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("error")
+            self.waits.__enter__()
+        if trainer.global_step == self.last:
+            self.waits.__exit__(None, None, None)
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def run_quietly(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command line with logging, an average and a progress bar, and see that nothing waits between two logs."""
+    monkeypatch.setattr(posterior, "_counts_elements", lambda value: False)
+    logger = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs}}]"
+    callbacks = "[{class_path: gic.training.EMA}, {class_path: gic.training.ProgressBar}]"
+    words = [*words, "--trainer.logger", logger, "--trainer.callbacks", callbacks, "--trainer.log_every_n_steps", "15"]
+    words += ["--trainer.enable_progress_bar", "true", "--data.batches_per_epoch", "100", "--trainer.max_steps", "16"]
+    cli = make_cli(words, run=False)
+    quiet = Quiet()
+    cli.trainer.callbacks.append(quiet)  # the last: what the others do is seen
+    if cli.trainer.strategy.root_device.type == "cpu":  # where every loss is looked at
+        monkeypatch.setattr(LossWatch, "look", lambda self: None)
+    try:
+        cli.trainer.fit(cli.model, cli.datamodule)
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
+    assert cli.trainer.global_step == 16
+    assert not quiet.waits.found
+
+
+def test_a_run_waits_for_nothing_between_two_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ensure_synthetic_shards(tmp_path / "pictures", train=12, val=3, size=(192, 192), progress=False)
+    run_quietly([*tiny_run(tmp_path / "pictures"), "--model.objective.init_args.realism", "[0.0, 1.0]"], monkeypatch)
