@@ -496,7 +496,7 @@ class Checkpoint(callbacks.Checkpoint):
         keep: Number of the newest checkpoints kept, at least 1; with 2, there is one to go back to if the newest is
             damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
-        every_minutes: Minutes between checkpoints of a run by the clock, beside those by steps; None for none.
+        every_minutes: Minutes between checkpoints of a run by the clock, instead of steps; None counts steps there too.
         export: Weights file (``.safetensors``) to write beside each checkpoint, for ``gic compress``; a name without
             folders lies in the run's folder. None writes none.
 
@@ -601,13 +601,13 @@ class Checkpoint(callbacks.Checkpoint):
         last = 0 < trainer.max_steps <= step or (
             trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         )
-        if last or trainer.should_stop or step % self.every_n_steps == 0 or self._is_time(trainer, step):
+        if last or trainer.should_stop or self._is_due(trainer, step):
             self.save(trainer)
 
-    def _is_time(self, trainer: L.Trainer, step: int) -> bool:
+    def _is_due(self, trainer: L.Trainer, step: int) -> bool:
         budget = time_budget(trainer)
         if budget is None or self.every_minutes is None:
-            return False
+            return step % self.every_n_steps == 0
         return budget.used(step) - self._saved_at >= 60 * self.every_minutes
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -61,6 +61,13 @@ if [[ $minutes -lt 60 ]]; then
     measured=(--data.val_limit 2 --model.levels "[2.0, 8.0]")
 fi
 
+# Each stage is measured before its first step and after its last.
+options=("${measured[@]}" --trainer.val_check_interval 1000000000)
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    cores=$(nproc)
+    options+=(--data.num_workers $((cores > 2 ? cores - 1 : 1)) --data.cache_mb 1000)
+fi
+
 child=""
 trap '[[ -z $child ]] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; exit 75' TERM INT
 
@@ -71,7 +78,7 @@ for ((i = 0; i < ${#plan[@]}; i += 2)); do
         echo "== $stage: $seconds s, from ${init:-nothing}"
         mkdir -p "$folder"
         "${python[@]}" -m gic fit --config "$configs/small-$stage.yaml" \
-            --data.train "$shards/train-*.tar" --data.val "$shards/val-*.tar" "${measured[@]}" \
+            --data.train "$shards/train-*.tar" --data.val "$shards/val-*.tar" "${options[@]}" \
             --trainer.max_steps -1 --trainer.max_time "$(clock "$seconds")" \
             --trainer.logger.init_args.save_dir "$out" --trainer.logger.init_args.name "" \
             --trainer.logger.init_args.version "$stage" --ckpt_path auto \

@@ -19,7 +19,7 @@ from gic.lightning_cli import make_cli
 from gic.resume import newest_first
 from gic.runs import TimeBudget, seconds_of, seconds_to_job_end
 from gic.synthetic import ensure_synthetic_shards
-from gic.training import WarmupCosine
+from gic.training import Checkpoint, WarmupCosine
 
 SAVING = ["--trainer.callbacks", "[{class_path: gic.training.Checkpoint, init_args: {every_n_steps: 1, keep: 2}}]"]
 
@@ -223,6 +223,30 @@ def test_ranks_with_clocks_of_their_own_take_the_same_steps_at_the_same_rates(mo
         taken.append(train(budget, clock, lambda number, pace=pace: pace, validation=4.0, trainer=trainer))
     assert taken[0] == taken[1]
     assert len(sent) < len(taken[0]) / 2
+
+
+def test_checkpoints_follow_the_clock_instead_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    budget, saver = TimeBudget("1:00:00"), Checkpoint(every_n_steps=1, every_minutes=2)
+    trainer, saved = trainer_of(), []
+    trainer.callbacks, trainer.max_steps, trainer.is_last_batch = [budget, saver], -1, False
+    trainer.current_epoch, trainer.max_epochs, trainer.fast_dev_run = 0, -1, False
+
+    def save(path: Path, weights_only: bool) -> None:
+        saved.append((trainer.global_step, clock.now))
+        clock.now += 10
+
+    trainer.save_checkpoint, trainer.is_global_zero = save, False
+    budget.on_train_start(trainer, None)
+    saver.on_train_start(trainer, None)
+    for trainer.global_step in range(1, 200):
+        clock.now += 3.0
+        budget.on_train_batch_end(trainer, None)
+        saver.on_train_batch_end(trainer)
+    gaps = [later[1] - sooner[1] for sooner, later in itertools.pairwise(saved)]
+    assert len(saved) > 3 and all(120 <= gap <= 135 for gap in gaps)
+    with pytest.raises(ConfigError, match="every_minutes"):
+        Checkpoint(every_minutes=0)
 
 
 def test_a_job_that_ends_is_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
