@@ -40,6 +40,7 @@ from gic.images import load_rgb, to_image, to_tensor
 from gic.layers import LowerBound
 from gic.model import Codec
 from gic.reverse import denoiser
+from gic.skipped import settle
 
 PIECE_PIXELS = 1 << 21
 """Largest padded image that is coded in one piece, in pixels (1920 x 1080 fits)."""
@@ -203,12 +204,14 @@ class ImageCodec:
         return round(self.coarsest + (self.finest - self.coarsest) * quality / 100)
 
     @torch.inference_mode()
-    def analyse(self, pixels: Tensor, tile: int) -> list[Analysed]:
+    def analyse(
+        self, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round"
+    ) -> list[Analysed]:
         """Latents and priors of all tiles of an image, uint8 (3, H, W): all that any level needs."""
         height, width = pixels.shape[-2:]
-        return [self._analyse_tile(pixels, place) for place in tiles_of(width, height, tile)]
+        return [self._analyse_tile(pixels, place, quantizer) for place in tiles_of(width, height, tile)]
 
-    def _analyse_tile(self, pixels: Tensor, place: Tile) -> Analysed:
+    def _analyse_tile(self, pixels: Tensor, place: Tile, quantizer: Literal["round", "dither"]) -> Analysed:
         height, width = pixels.shape[-2:]
         rows, columns = place.latent_size
         top, left = max(0, place.top - HALO), max(0, place.left - HALO)
@@ -225,9 +228,10 @@ class ImageCodec:
         z = torch.round(self.model.compressor.hyper_analysis(y)).cpu()
         if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
             raise ConfigError("the model yields values that are not finite: its weights are damaged")
-        z = z.clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        y, z = y.cpu(), z.clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        z, prior = settle(self.model.compressor, self.coder, y, z, self.finest, self.coarsest, quantizer)
         symbols = z.numpy().astype(np.int32)
-        return Analysed(y.cpu(), symbols, self.coder.prior(z), self.coder.encode_z(symbols))
+        return Analysed(y, symbols, prior, self.coder.encode_z(symbols))
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
@@ -383,7 +387,7 @@ class Encoding:
         self.seed = seed if quantizer == "dither" else 0
         self.tile = tile
         self.metadata = metadata
-        self.tiles = codec.analyse(pixels, tile)
+        self.tiles = codec.analyse(pixels, tile, quantizer)
         self.offsets = [
             codec.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
         ]

@@ -158,6 +158,14 @@ class Tables:
         digits = np.frexp(outside.astype(np.float64))[1] - 1
         return float(self.bits[events].sum() + digits.sum() + _ESCAPE_HEAD_BITS * len(outside))
 
+    def lengths(self, tables: NDArray[np.integer[Any]], symbols: IntArray) -> NDArray[np.float64]:
+        """Code length of each symbol, in bits."""
+        events, distance = self.events(tables, symbols)
+        lengths: NDArray[np.float64] = self.bits[events]
+        outside = np.flatnonzero(distance)
+        lengths[outside] += np.frexp(np.abs(distance[outside]).astype(np.float64))[1] - 1 + _ESCAPE_HEAD_BITS
+        return lengths
+
     def encode(self, tables: NDArray[np.integer[Any]], symbols: IntArray) -> bytes:
         """Code symbols, each with its table.
 
@@ -376,6 +384,10 @@ class EntropyCoder:
     def bits_z(self, z: IntArray) -> float:
         """Code length of z, in bits, within 4 bytes of what :meth:`encode_z` writes."""
         return self._z_tables.length(self._channels(z.shape), z.ravel())
+
+    def lengths_z(self, z: IntArray) -> NDArray[np.float64]:
+        """Code length of each symbol of z, in bits, like ``z``."""
+        return self._z_tables.lengths(self._channels(z.shape), z.ravel()).reshape(z.shape)
 
     def _channels(self, shape: Sequence[int]) -> NDArray[np.int64]:
         if len(shape) < 3 or shape[-3] != self.hyper_channels:
