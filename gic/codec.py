@@ -204,9 +204,7 @@ class ImageCodec:
         return round(self.coarsest + (self.finest - self.coarsest) * quality / 100)
 
     @torch.inference_mode()
-    def analyse(
-        self, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round"
-    ) -> list[Analysed]:
+    def analyse(self, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round") -> list[Analysed]:
         """Latents and priors of all tiles of an image, uint8 (3, H, W): all that any level needs."""
         height, width = pixels.shape[-2:]
         return [self._analyse_tile(pixels, place, quantizer) for place in tiles_of(width, height, tile)]

@@ -44,13 +44,12 @@ _CLAMPS = (8, 4, 2, 1, 0)  # z where the search may begin, beside z as it is
 _MARGIN = 0.5  # the search aims well below the limit
 _ESCAPE = 6.0  # bits beyond which a far symbol costs its logarithm, about as the escapes do
 _AT_ONCE, _AT_ONCE_MAX = 16.0, 64.0  # coordinates of a cell that move together, at first and at most
-_PATIENCE = 4  # steps over which a search must gain ...
-_GAIN = 0.005  # ... this share of its cost, once nothing is above the limit
+_HOPE = 15  # steps after which a search ends that found no smaller error
+_PATIENCE = 4  # steps over which a search must gain, once nothing is above its limit, ...
+_GAIN = 0.005  # ... this share of its cost
 
 
-def left_out(
-    y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Literal["round", "dither"]
-) -> Tensor:
+def left_out(y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Literal["round", "dither"]) -> Tensor:
     """Errors of the elements that some level leaves out, at the finest such level, in steps.
 
     Args:
@@ -109,8 +108,9 @@ def settle(
                 z[..., window.rows, window.columns] = search.run()
         prior = coder.prior(z)
         errors = left_out(y, prior, finest, coarsest, quantizer)
-        if float(errors.max()) < worst:
-            best, worst = (z, prior), float(errors.max())
+        if float(errors.max()) >= worst:
+            break
+        best, worst = (z, prior), float(errors.max())
     return best
 
 
@@ -196,7 +196,8 @@ class _Search:
         best = state
         at_once = torch.full(self.active.shape, _AT_ONCE)
         history: list[float] = []
-        for _ in range(STEPS):
+        found = 0
+        for number in range(STEPS):
             moved = self._examine(self._step(state, at_once))
             better = _around(moved.cost) < _around(state.cost)
             at_once = torch.where(better, (1.5 * at_once).clamp_max(_AT_ONCE_MAX), 0.5 * at_once)
@@ -205,8 +206,10 @@ class _Search:
                 state = moved
             bad = state.errors > self.limit
             if self._rank(state) < self._rank(best):
-                best = state
+                best, found = state, number
             if bool(bad.any()):
+                if number - found >= _HOPE:
+                    break
                 # Where too much is still left out it weighs more from now on.
                 self.weight = torch.where(bad, (1.5 * self.weight).clamp(BITS_PER_STEP2, 2.0**20), self.weight)
                 state = self._examine(state.z, gradient=True)
@@ -222,7 +225,7 @@ class _Search:
         return max(float(state.errors.max()), self.limit), float(state.cost.sum())
 
     def _step(self, state: _State, at_once: Tensor) -> Tensor:
-        """z with the most promising coordinates of each cell moved by one, in the direction of descent."""
+        """Move the most promising coordinates of each cell by one, in the direction of descent."""
         assert state.gradient is not None
         moved = state.z - state.gradient.sign()
         gain = (state.gradient.abs() - (self._bits(moved) - state.bits)) * self.active
