@@ -766,7 +766,9 @@ class ProgressBar(RichProgressBar):
         """Metrics beside the bar, as they were at the last logging interval: to read them waits for the GPU."""
         if self._beside is None or not trainer.training or self._is_due(trainer):
             logged = trainer.logged_metrics if trainer.training else {}
-            wanted = {name: float(logged[name]) for name in ("train/loss", "images_per_second") if name in logged}
-            self._beside = {**super().get_metrics(trainer, pl_module), **wanted}
+            self._beside = dict(super().get_metrics(trainer, pl_module))
             self._beside.pop("v_num", None)
+            for name in ("train/loss", "images_per_second"):
+                if name in logged:
+                    self._beside[name] = float(logged[name])
         return dict(self._beside)
