@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gic import __version__, description
-from gic.commands import add_trust_option
 from gic.description import first_line
 from gic.errors import ConfigError
 from gic.files import replacing
@@ -243,6 +242,8 @@ def save_weights(
 
 def add_export_options(parser: ArgumentParser) -> None:
     """Options of ``gic export``."""
+    from gic.commands import add_trust_option
+
     parser.add_argument("checkpoint", help="training checkpoint, .ckpt")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="weights file to write, .safetensors")
     parser.add_argument("--note", metavar="TEXT", help="where the weights come from, kept in the file: data, licence")

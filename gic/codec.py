@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from gic import sde
 from gic.compressor import DOWNSAMPLING, HYPER_DOWNSAMPLING
+from gic.devices import automatic_device, check_device
 from gic.entropy import OFFSETS, SYMBOL_MAX, EntropyCoder, Prior, dither_values, level_code, level_value
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.fileformat import (
@@ -116,10 +117,8 @@ class ImageCodec:
     """
 
     def __init__(self, model: Codec, device: str | torch.device = "auto") -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self.device = torch.device(device)
+            self.device = check_device(torch.device(automatic_device() if device == "auto" else device))
             self.model = model.eval().to(self.device)
         except (RuntimeError, AssertionError) as error:  # what torch raises without such a device
             raise ConfigError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from error

@@ -94,6 +94,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.checkpoint import validation_settings
     from gic.commands import TRUST_HELP
     from gic.data import ImageData
+    from gic.devices import check_accelerator
     from gic.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
     from gic.runs import SaveConfig, TimeBudget, logger_folder
     from gic.training import Checkpoint, LitCodec
@@ -136,15 +137,15 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             if command == "fit" or options.get("ckpt_path") is None:
                 return
             settings = validation_settings(options["ckpt_path"], options["trust"])
-            options["model"]["codec"] = None  # what the checkpoint leaves open is not the config's to say
             self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            """Build the trainer, which runs nothing of the checkpoints it reads.
+            """Build the trainer, on a device that will do; it runs nothing of the checkpoints it reads.
 
             One that goes by the clock validates first, to know how long that takes.
             """
             settings = self._get(self.config_init, "trainer", default={})
+            kwargs["accelerator"] = check_accelerator(settings.get("accelerator", "auto"))
             if settings.get("max_time") is not None and self.config.get("subcommand", "fit") == "fit":
                 budget = TimeBudget(settings["max_time"], started)
                 callbacks = settings.get("callbacks") or []

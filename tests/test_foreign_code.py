@@ -328,8 +328,8 @@ def test_validate_takes_from_a_checkpoint_what_it_measures_and_nothing_else(trap
     seen = make_cli(words).model
     assert seen.objective.lambda_0 == 123.0
     assert seen.grid_images == 1 and seen.init_from is None
-    # The tiny config has lapped: true from the base config; the checkpoint's description has no word on it.
-    assert seen.codec.compressor.lapped is None
+    # The base config says lapped: true and q_max: 16; the checkpoint's description has no word on either.
+    assert seen.codec.compressor.lapped is None and seen.codec.q_max == 8
 
 
 def test_validate_measures_a_trusted_codec(trap, pictures, tmp_path, capsys):

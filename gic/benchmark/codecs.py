@@ -7,7 +7,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,6 +141,7 @@ class Gic(BenchmarkCodec):
         self._q, self._bpp = q, bpp
         self._decodings = {decoding.label: decoding for decoding in decodings}
         self._codec: ImageCodec | None = None
+        self._code = _code_hash()
         self._points: dict[str, dict[str, float]] = {}
 
     def start(self, device: str) -> None:
@@ -196,7 +196,7 @@ class Gic(BenchmarkCodec):
     @property
     def fingerprint(self) -> str:
         """Hash of the code behind files and pictures, and the device: any change means measuring again."""
-        return f"{_code_hash()} {self.codec.device.type} {sorted(self._points.items())} {self._decodings}"
+        return f"{self._code} {self.codec.device.type} {sorted(self._points.items())} {self._decodings}"
 
     def encode(self, image: Image.Image, setting: str) -> bytes:
         """A whole ``.gic`` file."""
@@ -208,19 +208,29 @@ class Gic(BenchmarkCodec):
         return self.codec.decompress(data, realism=way.realism, sampler=way.sampler, steps=way.steps)
 
 
-CODE = (
-    *("codec", "compressor", "entropy", "exact", "fileformat", "images", "layers", "model"),
-    *("portable", "posterior", "rans", "reverse", "sde"),
+WITHOUT_INFLUENCE = (
+    *("__main__", "cli", "commands", "pillow", "lightning_cli", "benchmark"),  # only call what follows
+    *("training", "losses", "evaluation", "resume", "preemption", "plan"),
+    *("data", "shards", "tarshards", "remote", "synthetic"),
+    *("perceptual", "metric_weights", "critic", "fit_critic", "distortions"),
 )
-"""Modules of gic that its files and pictures depend on."""
+"""Modules and folders of gic that its files and pictures cannot depend on: training, its data and its judges.
+
+Everything else counts, also what is new."""
 
 
-@cache
-def _code_hash() -> str:
-    """Hash of those modules."""
+def sources(package: Path = Path(__file__).parent.parent) -> list[Path]:
+    """Sources of gic, Python and C, that its files and pictures may depend on."""
+    found = (path for suffix in ("py", "c") for path in package.rglob(f"*.{suffix}"))
+    return sorted(p for p in found if p.relative_to(package).parts[0].split(".")[0] not in WITHOUT_INFLUENCE)
+
+
+def _code_hash(package: Path = Path(__file__).parent.parent) -> str:
+    """Hash of those sources."""
     digest = hashlib.sha256()
-    for name in CODE:
-        digest.update((Path(__file__).parent.parent / f"{name}.py").read_bytes())
+    for path in sources(package):
+        data = path.read_bytes()
+        digest.update(f"{path.relative_to(package).as_posix()} {len(data)}\n".encode() + data)
     return digest.hexdigest()[:16]
 
 

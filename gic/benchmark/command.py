@@ -22,6 +22,7 @@ from gic.benchmark.report import write_report
 from gic.benchmark.results import Results, save_results
 from gic.benchmark.runner import Record, Runner, Team, about_run
 from gic.commands import TRUST_HELP
+from gic.devices import check_accelerator
 from gic.errors import ConfigError, require
 from gic.files import write_bytes
 from gic.stream import EvalImages
@@ -320,6 +321,7 @@ def test(argv: Sequence[str]) -> int:
     made = parser.instantiate(args)
     values = dict(made.as_dict())
     launch = {name: values.pop(name) for name in ("accelerator", "devices", "num_nodes")}
+    launch["accelerator"] = check_accelerator(launch["accelerator"])
     checkpoint = values.pop("ckpt_path")
     trust = values.pop("trust")
     values.pop("config", None)

@@ -1,0 +1,51 @@
+"""Where the networks run: a GPU that CUDA knows, or the CPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from gic.errors import ConfigError
+
+_WHY = "a Mac's GPU (mps) has no float64, which the codec's posterior needs"
+
+
+def automatic_device() -> str:
+    """``cuda`` if there is one, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(device: torch.device) -> torch.device:
+    """Return a device that the codec can run on.
+
+    Raises:
+        ConfigError: If it cannot; the text says what to use.
+    """
+    if device.type == "mps":
+        raise ConfigError(f"{_WHY}: use the device cpu, or auto")
+    return device
+
+
+def check_accelerator(asked: Any) -> Any:
+    """Turn what Lightning is asked to run on into what it may choose; ``auto`` passes a Mac's GPU over, and says so.
+
+    Args:
+        asked: Lightning's name of an accelerator, or one of its objects.
+
+    Raises:
+        ConfigError: If it asks for a Mac's GPU.
+    """
+    mps = torch.backends.mps.is_available()
+    if asked == "auto":
+        chosen = automatic_device()
+        if mps and chosen == "cpu" and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"running on the CPU: {_WHY}", file=sys.stderr)
+        return chosen
+    if asked == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    if asked == "mps" or (asked == "gpu" and mps) or type(asked).__name__ == "MPSAccelerator":
+        raise ConfigError(f"{_WHY}: use the accelerator cpu, or auto")
+    return asked
