@@ -24,6 +24,7 @@ from torch import Tensor
 from gic import rans, sde
 from gic.codec import ImageCodec, tiles_of
 from gic.entropy import level_value
+from gic.errors import require
 from gic.fileformat import unpack
 from gic.images import load_rgb, to_tensor
 from gic.reverse import denoiser
@@ -85,6 +86,7 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
 
 def learned(name: str, x: Tensor) -> tuple[Callable[[], Any], Callable[[Any], object]]:
     """Encoder and decoder of one of CompressAI's models with random weights."""
+    require("compressai", "baselines")
     from compressai.models import Cheng2020Anchor, Elic2022Official, MeanScaleHyperprior
 
     torch.manual_seed(0)

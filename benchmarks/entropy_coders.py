@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from compressai import ans
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_ndtr
@@ -32,8 +31,9 @@ from scipy.special import log_ndtr
 from gic.checkpoint import load_codec
 from gic.compressor import Compressor
 from gic.entropy import SCALE_FIRST, SCALE_LAST, SCALE_STEP, EntropyCoder, Prior, Tables, gaussian_tables, level_code
-from gic.errors import FormatError
+from gic.errors import FormatError, require
 
+ans = require("compressai.ans", "baselines")
 try:
     from constriction import stream
 except ModuleNotFoundError:

@@ -29,6 +29,7 @@ from measuring import machine, method, operations, parser, peak_rates, save, sho
 
 from gic.compressor import Compressor
 from gic.data import ImageData
+from gic.errors import require
 from gic.losses import Objective
 from gic.model import Codec
 from gic.reverse import ReverseUNet
@@ -134,6 +135,7 @@ def fitted(
 
 def compressai(model: Any, batches: list[dict[str, Any]], steps: int, device: str) -> list[float]:
     """Seconds per step of CompressAI's model, loss and optimisers."""
+    require("compressai", "baselines")
     from compressai.losses import RateDistortionLoss
 
     criterion = RateDistortionLoss(lmbda=0.0130)
@@ -186,6 +188,7 @@ def main() -> None:
     codec = small_codec().train().to(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        require("compressai", "baselines")
         from compressai.models import MeanScaleHyperprior
 
         other = MeanScaleHyperprior(128, 192).train().to(device)

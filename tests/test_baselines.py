@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import csv
+import sys
 import urllib.error
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,11 @@ def test_one_kodak_image(codec: Baseline, published: str, q: str, shared: Path) 
 # --- CompressAI's zoo ----------------------------------------------------------------------------------------------
 
 
+needs_compressai = pytest.mark.skipif(
+    find_spec("compressai") is None, reason="CompressAI is not installed: pip install 'gic[baselines]'"
+)
+
+
 def checkpoint(path: Path, model: str, updated: bool = True) -> str:
     """A small untrained network of a zoo's architecture."""
     from compressai.zoo.image import model_architectures
@@ -230,6 +237,7 @@ class Trap:
         return Path.mkdir, (self.path,)
 
 
+@needs_compressai
 @pytest.mark.parametrize(
     ("model", "strings"),
     [("bmshj2018-factorized", 1), ("mbt2018-mean", 2), ("mbt2018", 2), ("bmshj2018-hyperprior", 2)],
@@ -260,12 +268,27 @@ def test_zoo_round_trip(model: str, strings: int, tmp_path: Path) -> None:
     assert "a.pth (sha256 " in codec.parameters["weights"]["quality=3"]
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_zoo_without_compressai_says_which_extra_to_install(old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "compressai", None)
+    monkeypatch.setitem(sys.modules, "compressai.zoo.image", None)
+    monkeypatch.setattr(sys, "version_info", (3, 12) if old else (3, 13))
+    codec = CompressAIZoo("mbt2018-mean", [1, 8])
+    reason = codec.unavailable()
+    assert reason is not None
+    assert "gic[baselines]" in reason and "\n" not in reason
+    assert old == ("Python 3.12" not in reason)
+    assert codec.settings == ["quality=1", "quality=8"]
+
+
+@needs_compressai
 def test_zoo_points_and_weights() -> None:
     assert len(CompressAIZoo("mbt2018-mean").settings) == 8
     assert len(CompressAIZoo("cheng2020-anchor").settings) == 6
     assert CompressAIZoo("mbt2018-mean", [1]).parameters["weights"] == {"quality=1": "mbt2018-mean-1-e522738d.pth.tar"}
 
 
+@needs_compressai
 def test_zoo_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No download: a reason, not an error."""
 
@@ -280,6 +303,7 @@ def test_zoo_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "checkpoints" in reason
 
 
+@needs_compressai
 def test_zoo_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A server that keeps silent is given up, and other connections keep their patience."""
     import socket
@@ -294,6 +318,7 @@ def test_zoo_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert socket.getdefaulttimeout() is None
 
 
+@needs_compressai
 def test_zoo_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no model 'elic'; it has bmshj2018-factorized"):
         CompressAIZoo("elic")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import compressai.layers
 import pytest
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-from compressai.models.sensetime import ResidualBottleneckBlock
-from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from gic import layers
 from gic.compressor import FactorizedPrior, LevelGaussian
+
+pytest.importorskip("compressai", reason="CompressAI is not installed: pip install 'gic[baselines]'")
+import compressai.layers
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.models.sensetime import ResidualBottleneckBlock
+from compressai.ops import LowerBound
 
 PAIRS = {
     "residual": (lambda: layers.ResidualBlock(6), lambda: compressai.layers.ResidualBlock(6, 6)),

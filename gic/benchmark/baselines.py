@@ -14,6 +14,7 @@ import io
 import pickle
 import socket
 import struct
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gic.benchmark.codecs import BenchmarkCodec
-from gic.errors import ConfigError
+from gic.errors import ConfigError, MissingExtraError, require
 from gic.images import to_image, to_tensor
 
 Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
@@ -350,7 +351,7 @@ class CompressAIZoo(Baseline):
     A file is a byte for the quality, four 16 bit numbers (width and height of the image, height and width of the last
     latent) and CompressAI's strings, each after its length in 32 bits: 13 bytes around the string of a factorised
     prior, 17 around the two of a hyperprior. Images are padded to multiples of 64 by repeating their edge, decoded
-    ones cropped.
+    ones cropped. CompressAI comes with the extra ``baselines``.
 
     Args:
         model: Name in the zoo, for example ``mbt2018-mean`` or ``cheng2020-anchor``.
@@ -374,19 +375,27 @@ class CompressAIZoo(Baseline):
         checkpoints: Mapping[int, str] | None = None,
         name: str | None = None,
     ) -> None:
-        from compressai.zoo.image import model_architectures, model_urls
-
-        if model not in model_urls:
-            raise ConfigError(f"CompressAI's zoo has no model {model!r}; it has {', '.join(model_urls)}")
-        urls = model_urls[model][metric]
+        self._missing: str | None = None
+        architectures: Mapping[str, Any] = {}
+        try:
+            zoo: Any = require("compressai.zoo.image", "baselines")
+        except MissingExtraError as error:
+            self._missing = str(error)
+            if sys.version_info >= (3, 13):
+                self._missing = f"CompressAI takes numpy below 2, which Python 3.12 is the last to have: {error}"
+            urls: Mapping[int, str] = dict.fromkeys(range(1, 9), "")
+        else:
+            if model not in zoo.model_urls:
+                raise ConfigError(f"CompressAI's zoo has no model {model!r}; it has {', '.join(zoo.model_urls)}")
+            urls, architectures = zoo.model_urls[model][metric], zoo.model_architectures
         super().__init__(name or model, "quality", list(urls) if qualities is None else qualities, min(urls), max(urls))
         self.model, self.metric = model, metric
         self.checkpoints = {quality: Path(path) for quality, path in (checkpoints or {}).items()}
         for path in self.checkpoints.values():
             if not path.is_file():
                 raise ConfigError(f"no file {path}: it should hold weights of {model}")
-        self._architecture = model_architectures[model]
-        self._urls: Mapping[int, str] = urls
+        self._architecture: Any = architectures.get(model)
+        self._urls = urls
         self._networks: dict[str, Any] = {}
 
     @property
@@ -407,7 +416,9 @@ class CompressAIZoo(Baseline):
         return self._urls[quality].rsplit("/", 1)[-1]  # the zoo's names carry a hash
 
     def unavailable(self) -> str | None:
-        """Which weights cannot be had."""
+        """That CompressAI is not installed, or which weights cannot be had."""
+        if self._missing is not None:
+            return self._missing
         try:
             for setting in self.settings:
                 self._network(setting)
