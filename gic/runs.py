@@ -116,7 +116,7 @@ def seconds_to_job_end(now: float | None = None) -> float:
     """Seconds until the SLURM job around this process ends.
 
     Raises:
-        ConfigError: If there is none, or SLURM does not say when it ends (versions before 23.02).
+        ConfigError: If there is none, or this version of SLURM does not say when it ends.
     """
     end = os.environ.get(JOB_END_VARIABLE, "")
     if not end.isdecimal():

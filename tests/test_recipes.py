@@ -1,0 +1,93 @@
+"""The recipe of the weights that ship: by the clock, however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import HERE, PATIENCE, TERM, wait_for
+
+from gic.checkpoint import load_codec
+from gic.synthetic import ensure_synthetic_shards
+
+RECIPE = HERE.parent / "recipes" / "small.sh"
+TINY = ["--config", str(HERE / "tiny_codec.yaml")]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    ensure_synthetic_shards(tmp_path / "shards", train=12, val=3, size=(384, 384), progress=False)
+    return tmp_path / "shards"
+
+
+def begin(minutes: str, shards: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start the recipe for a codec of a few thousand weights, in a process group of its own."""
+    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
+    words = ["bash", str(RECIPE), minutes, str(shards), str(out), *TINY]
+    return subprocess.Popen(
+        words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "usage"),
+        (["ten", "shards", "out"], "whole number"),
+        (["1", "nowhere", "out"], "no train-"),
+    ],
+)
+def test_what_the_recipe_needs_is_named(words: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(["bash", str(RECIPE), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr and "\n" not in done.stderr.strip()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def saved(stage: str) -> list[Path]:
+        return list((out / stage / "checkpoints").glob("step-*.ckpt"))
+
+    def steps(stage: str) -> int:
+        return max((int(path.stem.removeprefix("step-")) for path in saved(stage)), default=0)
+
+    process = begin("2", shards, out, INIT="none")
+    wait_for(lambda: "s of training" in log(out / "2-compressor"), process)
+    time.sleep(3)
+    assert begin("2", shards, out, INIT="none").wait(PATIENCE) == 2  # no two at work in one folder
+    process.send_signal(TERM)  # to the script alone: it ends what it has started
+    assert process.wait(PATIENCE) == 75
+    first = steps("2-compressor")
+    assert first > 0 and not (out / "2-compressor" / "done").exists()
+
+    process = begin("2", shards, out, INIT="none")
+    wait_for(lambda: (out / "2-compressor" / "done").exists(), process)
+    assert steps("2-compressor") > first
+    wait_for(lambda: "s of training" in log(out / "4-perceptual"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+
+    process = begin("2", shards, out, INIT="none")
+    said = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, said
+    assert "== 2-compressor" not in said
+    assert "bits per" in said.rpartition("from the first validation to the last")[2]
+    codec = load_codec(out / "small.safetensors")
+    assert codec.compressor.latent_channels == 8
+    report: Any = json.loads(next((out / "4-perceptual" / "results").glob("val-*.json")).read_text())
+    assert len({row["key"] for row in report["images"]}) == 2
+
+
+def log(folder: Path) -> str:
+    path = folder / "log.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
