@@ -322,7 +322,7 @@ def test_validate_takes_from_a_checkpoint_what_it_measures_and_nothing_else(trap
     torch.save(checkpoint(hyper_parameters=others), "other.ckpt")
     words = lightning("validate", pictures, tmp_path, "--ckpt_path", "other.ckpt")
     assert run(words) == 0
-    (report,) = (tmp_path / "results").glob("*.json")
+    (report,) = tmp_path.glob("version_*/results/val-*.json")
     rows = json.loads(report.read_text())["mean"]
     assert [(row["q"], row["realism"]) for row in rows] == [(1.0, 0.0), (4.0, 0.0)]
     seen = make_cli(words).model
