@@ -89,6 +89,7 @@ class LossWatch:
         self._place: Tensor | None = None  # which of the steps
         self._images: Tensor | None = None
         self._parts: Tensor | None = None
+        self._found: tuple[Tensor, dict[str, float], list[str], tuple[int, int]] | None = None
 
     @torch.no_grad()
     def note(self, loss: Tensor, parts: dict[str, Tensor], batch: dict[str, Any], where: tuple[int, int]) -> None:
@@ -101,14 +102,16 @@ class LossWatch:
             where: Number of the step and of the batch.
         """
         images, numbers = batch["image"], torch.stack([part.float() for part in parts.values()])
+        if self._images is not None and self._images.shape != images.shape:
+            self._found = self.look()  # batches of another size are rare enough to wait for
         place, bad = len(self._steps), ~torch.isfinite(loss)
         self._steps.append((list(batch.get("key", [])), where))
         self._names = list(parts)
-        if self._seen is None or self._images is None or self._images.shape != images.shape:
+        if self._seen is None:
             self._seen, self._place = bad, torch.full_like(bad, place, dtype=torch.long)
             self._images, self._parts = images, numbers
             return
-        assert self._place is not None and self._parts is not None
+        assert self._place is not None and self._images is not None and self._parts is not None
         first = bad & ~self._seen
         self._place = torch.where(first, place, self._place)
         self._images = torch.where(first, images, self._images)
@@ -117,10 +120,8 @@ class LossWatch:
 
     def look(self) -> tuple[Tensor, dict[str, float], list[str], tuple[int, int]] | None:
         """Images, parts, keys, step and batch of the first loss since the last look that was not finite, or None."""
-        if self._seen is None:
-            return None
-        found = None
-        if bool(self._seen):
+        found, self._found = self._found, None
+        if found is None and self._seen is not None and bool(self._seen):
             assert self._place is not None and self._images is not None and self._parts is not None
             keys, where = self._steps[int(self._place)]
             found = self._images, dict(zip(self._names, self._parts.tolist(), strict=True)), keys, where

@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from training_runs import DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
 
 from gic import runs
@@ -17,7 +19,7 @@ from gic.checkpoint import load_codec
 from gic.errors import ConfigError
 from gic.lightning_cli import make_cli
 from gic.resume import newest_first
-from gic.runs import TimeBudget, seconds_of, seconds_to_job_end
+from gic.runs import TimeBudget, run_folder, seconds_of, seconds_to_job_end
 from gic.synthetic import ensure_synthetic_shards
 from gic.training import Checkpoint, WarmupCosine
 
@@ -95,6 +97,33 @@ def test_weights_are_exported_beside_each_checkpoint(pictures: Path, tmp_path: P
     assert all(torch.equal(tensor.half().float(), exported[name]) for name, tensor in trained.items())
     with pytest.raises(ConfigError, match=r"ends in \.safetensors"):
         Checkpoint(export="small.ckpt")
+
+
+class Elsewhere(Logger):
+    """A logger such as W&B's or MLflow's, with a folder that all its runs share."""
+
+    name, version, save_dir = "elsewhere", "a1b2c3", "shared-by-all"
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("logger", [False, Elsewhere(), [Elsewhere(), Elsewhere()]])
+def test_a_run_has_a_folder_of_its_own_whatever_its_logger(tmp_path: Path, logger: Any) -> None:
+    made = [L.Trainer(accelerator="cpu", logger=logger, default_root_dir=tmp_path) for _ in range(3)]
+    folders = [run_folder(trainer) for trainer in made]
+    assert folders == [tmp_path / f"version_{number}" for number in range(3)]
+    assert [run_folder(trainer) for trainer in made] == folders
+
+
+def test_tensorboards_and_csvs_folder_is_the_runs(tmp_path: Path) -> None:
+    for make in (TensorBoardLogger, CSVLogger):
+        logger = make(tmp_path, name="name", version="one")
+        trainer = L.Trainer(accelerator="cpu", logger=[Elsewhere(), logger], default_root_dir=tmp_path)
+        assert run_folder(trainer) == tmp_path / "name" / "one"
 
 
 # --- gathered gradients -----------------------------------------------------------------------------------------------

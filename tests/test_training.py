@@ -231,6 +231,11 @@ def test_between_two_looks_the_first_batch_that_went_wrong_is_remembered(bad):
     assert keys == batches[bad]["key"] and where == (5 + bad, 15 + bad)
     assert parts == {"mse": float("inf")}
     assert watch.look() is None
+    noted(watch, [1.0, float("nan")])
+    other = {"image": torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "key": ["other"]}
+    watch.note(torch.tensor(1.0), {"mse": torch.tensor(1.0)}, other, (2, 2))  # a batch of another size
+    assert watch.look()[2] == ["1a", "1b"]
+    assert watch.look() is None
 
 
 def test_to_note_a_loss_waits_for_nothing_and_what_went_wrong_is_never_saved(words, tmp_path):
