@@ -35,7 +35,7 @@ read -ra python <<<"${GIC_PYTHON:-python}"
 mkdir -p "$out"
 if command -v flock >/dev/null; then # held by what is started here too, so that no two runs write in one folder
     exec 9>"$out/.lock"
-    flock -n 9 || fail "another process is at work in $out"
+    flock -w 10 9 || fail "another process is at work in $out"
 fi
 
 # stage, config, per cent of the time
