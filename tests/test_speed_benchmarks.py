@@ -15,6 +15,7 @@ TINY = {
     "train_speed": ["--crop", "64", "--batch", "1", "--steps", "1", "--workers", "0"],
     "memory": ["--megapixels", "0.01", "--batches", "1", "--crop", "64"],
     "loading": ["--crop", "64", "--images", "8", "--workers"],
+    "gpu": ["--crop", "64", "--batch", "1", "--steps", "1", "--workers", "1", "--no-compile"],
 }
 
 
