@@ -15,7 +15,7 @@ from gic.cli import run
 from gic.compressor import Latents
 from gic.loading import default_checkpoint
 
-TINY = Path(__file__).with_name("tiny.yaml")
+TINY = Path(__file__).with_name("tiny_codec.yaml")
 
 
 @pytest.fixture
