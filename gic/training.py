@@ -751,7 +751,9 @@ class ProgressBar(RichProgressBar):
             return
         self._told = step
         metrics = trainer.logged_metrics  # waits for the GPU
-        values = [f"{name.removeprefix('train/')} {float(metrics[name]):.4g}" for name in metrics if "train/" in name]
+        parts = {name.removeprefix("train/"): float(metrics[name]) for name in metrics if "train/" in name}
+        # A perceptual term that no sample of the batch has is not a number.
+        values = [f"{name} {value:.4g}" for name, value in parts.items() if name == "loss" or not math.isnan(value)]
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         budget = time_budget(trainer)
         share = f" ({budget.progress(step):.0%} of the time)" if budget else ""

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def shards(tmp_path: Path) -> Path:
 def begin(minutes: str, shards: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
     """Start the recipe for a codec of a few thousand weights, in a process group of its own."""
     paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GIC_PYTHON": sys.executable, **environment}
     words = ["bash", str(RECIPE), minutes, str(shards), str(out), *TINY]
     return subprocess.Popen(
         words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
