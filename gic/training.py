@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 import zlib
@@ -585,7 +586,8 @@ class Checkpoint(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the files over if they lie in this run's folder."""
         if self._goes_on():
-            self._written = [Path(name).name for name in state_dict["written"]]
+            names = state_dict.get("written", [])
+            self._written = [name for name in names if re.fullmatch(r"step-\d+\.ckpt", str(name))]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note where the run begins: what a checkpoint holds of this step is there already."""
@@ -662,7 +664,7 @@ class Checkpoint(callbacks.Checkpoint):
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             export_checkpoint(path, output, trust=trust)
-        except OSError as error:
+        except (OSError, ConfigError) as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but {output} could not be written: {error}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
