@@ -161,8 +161,15 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             options = self.config_init["fit"]
             if options["ckpt_path"] == AUTO:
                 options["ckpt_path"] = self._newest_checkpoint()
-            if options["ckpt_path"] is not None:
+            start = options["ckpt_path"]
+            if start is not None:
                 self.model.init_from = None  # it was the beginning of the run that goes on
+            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+            if saver is not None and (saver.dirpath or logger_folder(self.trainer)):
+                # Before anything is written there.
+                problem = saver.refusal(saver.folder(self.trainer), None if start is None else Path(start))
+                if problem:
+                    raise ConfigError(problem)
 
         def _newest_checkpoint(self) -> str | None:
             saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)

@@ -22,6 +22,15 @@ def default_checkpoint() -> Path:
     named = os.environ.get(CHECKPOINT_VARIABLE)
     if named:
         return Path(named)
+    return shipped_weights()
+
+
+def shipped_weights() -> Path:
+    """Weights that come with the package.
+
+    Raises:
+        ConfigError: If there are none; the text says how to get some.
+    """
     shipped = sorted(PACKAGED.glob("*.safetensors"))
     if not shipped:
         raise ConfigError(

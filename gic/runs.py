@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from gic.errors import ConfigError
 
@@ -64,9 +64,18 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*arguments, **{**options, "save_to_log_dir": False, "overwrite": True})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the run's folder with all ranks; the first of them writes."""
+        """Settle the run's folder with all ranks; the first of them writes, a training run when it may begin."""
         run_folder(trainer)
-        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write before a validation that comes first."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write before the first step."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the file."""
@@ -212,11 +221,29 @@ class TimeBudget(L.Callback):
             f"time: {self.total:.0f} s, of which {used:.0f} are used and {reserve:.0f} kept for the end: "
             f"{max(0.0, left):.0f} s of training"
         )
-        if left < 0.4 * (self.total - used):
-            rank_zero_warn(
-                f"only {max(0.0, left):.0f} of {self.total:.0f} s are left for training: validation takes "
-                f"{self._validation:.0f} s, twice; --data.val_limit and --model.levels shorten it"
+        if left <= 0 and self._used_before == 0:
+            self._refuse()
+        if left <= 0:
+            rank_zero_info(
+                f"time: max_time counts the whole run, which has used its {self.total:.0f} s: it ends with one more "
+                "step; a longer max_time goes on with it"
             )
+        elif left < 0.4 * (self.total - used):
+            rank_zero_info(
+                f"time: little of it is left for training: validation takes {self._validation:.0f} s, twice; "
+                "--data.val_limit and --model.levels shorten it"
+            )
+
+    def _refuse(self) -> None:
+        raise ConfigError(
+            f"max_time is {self.total:.0f} s, and the validation before the first step, which the end needs again, "
+            "leaves no time for training: --data.val_limit and --model.levels shorten it"
+        )
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
+        """End a run whose first validation takes most of its time as soon as that shows."""
+        if trainer.sanity_checking and trainer.world_size == 1 and self._used() > 0.6 * self.total:
+            self._refuse()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
         """Look at the clock after each optimiser step; end the run when the time is over."""

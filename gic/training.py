@@ -139,7 +139,8 @@ class LitCodec(L.LightningModule):
         optimizer: Optimiser, given the parameters that learn.
         schedule: Learning-rate schedule, per optimiser step.
         trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is all of it.
-        init_from: Checkpoint whose codec this stage starts from; resuming a run is ``--ckpt_path`` instead.
+        init_from: Checkpoint or weights file whose codec this stage starts from, ``shipped`` for the weights that come
+            with the package; resuming a run is ``--ckpt_path`` instead.
         levels: Levels q at which validation measures.
         realism: Values of r at which it measures.
         metrics: What it measures, by the names of ``gic weights``; better not only what the objective holds, so that a
@@ -211,8 +212,10 @@ class LitCodec(L.LightningModule):
         self.output_dir = run_folder(self.trainer)  # asked for here, by all ranks
         if stage == "fit" and self.init_from is not None:
             from gic.checkpoint import load_codec_state
+            from gic.loading import shipped_weights
 
-            self.codec.load_state_dict(load_codec_state(self.init_from))
+            start = shipped_weights() if self.init_from == "shipped" else self.init_from
+            self.codec.load_state_dict(load_codec_state(start))
         crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
         if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:
             raise ConfigError(f"crop_size must be a multiple of {self.codec.compressor.multiple}, not {crop}")
@@ -565,19 +568,22 @@ class Checkpoint(callbacks.Checkpoint):
                 f"rank {trainer.global_rank} would start from {start} and rank 0 from {first}: "
                 f"the folder {self._folder} must be the same on all machines"
             )
-        others = newest_first(self._folder) if trainer.is_global_zero and not self._goes_on() else []
-        if trainer.strategy.broadcast(bool(others)):
-            raise ConfigError(
-                f"{self._folder} holds the checkpoints of another run: --ckpt_path {self._folder} goes on with it; "
-                "for a new one name another folder, or move these away"
-            )
+        problem = self.refusal(self._folder, self._files.read) if trainer.is_global_zero else ""
+        if problem := trainer.strategy.broadcast(problem):
+            raise ConfigError(problem)
         if trainer.is_global_zero:
             for part in self._folder.glob(".*.ckpt.*.part"):  # of a process that ended while it wrote
                 part.unlink()
 
-    def _goes_on(self) -> bool:
-        """Whether the run goes on from a checkpoint in its own folder."""
-        return self._files.read is not None and self._files.read.resolve().parent == self._folder.resolve()
+    @staticmethod
+    def refusal(folder: Path, start: Path | None) -> str:
+        """Why a run that begins at a checkpoint, or anew, must not save in a folder; empty if it may."""
+        if (start is not None and start.resolve().parent == folder.resolve()) or not newest_first(folder):
+            return ""
+        return (
+            f"{folder} holds the checkpoints of another run: --ckpt_path {folder} goes on with it; for a new one name "
+            "another folder, or move these away"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Names of the files that this run wrote, so that it may delete them when it goes on."""
@@ -585,7 +591,8 @@ class Checkpoint(callbacks.Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the files over if they lie in this run's folder."""
-        if self._goes_on():
+        read = self._files.read
+        if read is not None and read.resolve().parent == self._folder.resolve():
             names = state_dict.get("written", [])
             self._written = [name for name in names if re.fullmatch(r"step-\d+\.ckpt", str(name))]
 
@@ -761,6 +768,11 @@ class ProgressBar(RichProgressBar):
         share = f" ({budget.progress(step):.0%} of the time)" if budget else ""
         speed = f"{float(metrics['images_per_second']):.3g} images/s" if "images_per_second" in metrics else ""
         print(", ".join([f"step {step}{total}{share}", *([speed] if speed else []), *values]), flush=True)
+
+    @property
+    def sanity_check_description(self) -> str:
+        """What stands beside the bar of a validation before the first step."""
+        return "Validation before the first step"
 
     @staticmethod
     def _is_due(trainer: L.Trainer) -> bool:

@@ -11,7 +11,8 @@
 #   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
 #   GIC_PYTHON=...  what starts Python
 #
-# The perceptual stage needs LPIPS' backbone: it is downloaded, or found where GIC_METRIC_WEIGHTS says (`gic weights`).
+# A stage that would have less than a minute is left out, and its time goes to the one after it. The perceptual stage
+# needs LPIPS' backbone: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
 set -euo pipefail
 
 fail() {
@@ -23,16 +24,21 @@ clock() {
     printf '%02d:%02d:%02d' $(($1 / 3600)) $(($1 / 60 % 60)) $(($1 % 60))
 }
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+    exit
+fi
 [[ $# -ge 3 ]] || fail "usage: recipes/small.sh MINUTES SHARDS OUT [options of gic fit]"
 minutes=$1 shards=$2 out=$3
 shift 3
-[[ $minutes =~ ^[0-9]+$ && $minutes -gt 0 ]] || fail "MINUTES is a whole number, not '$minutes'"
+[[ $minutes =~ ^[1-9][0-9]*$ ]] || fail "MINUTES is a number from 1, not '$minutes'"
+[[ -d $shards ]] || fail "there is no folder $shards"
 compgen -G "$shards/train-*.tar" >/dev/null || fail "there is no train-*.tar in $shards: gic shards PICTURES -o $shards"
 compgen -G "$shards/val-*.tar" >/dev/null ||
     fail "there is no val-*.tar in $shards: gic shards OTHERS -o $shards --prefix val"
 configs=$(cd "$(dirname "$0")/../configs/weights" && pwd)
 read -ra python <<<"${GIC_PYTHON:-python}"
-mkdir -p "$out"
+mkdir -p "$out" 2>/dev/null || fail "the folder $out cannot be made"
 if command -v flock >/dev/null; then # held by what is started here too, so that no two runs write in one folder
     exec 9>"$out/.lock"
     flock -w 10 9 || fail "another process is at work in $out"
@@ -42,7 +48,8 @@ fi
 if [[ ${INIT:-} == none ]]; then
     init="" stages=(1-prior 15 2-compressor 45 3-reverse 5 4-perceptual 35)
 else
-    init=${INIT:-$("${python[@]}" -c "from gic.loading import default_checkpoint; print(default_checkpoint())")}
+    init=${INIT:-shipped}
+    [[ $init == shipped || -f $init ]] || fail "INIT names $init, which is no file"
     stages=(2-compressor 50 3-reverse 8 4-perceptual 42)
 fi
 # A stage of less than a minute would do little but start: its time goes to the one after it.
@@ -51,6 +58,7 @@ for ((i = 0; i < ${#stages[@]}; i += 2)); do
     seconds=$((minutes * 60 * stages[i + 1] / 100 + spare)) spare=0
     if [[ $seconds -lt 60 && $i -lt $((${#stages[@]} - 2)) ]]; then
         spare=$seconds
+        echo "${stages[i]}: less than a minute, left out"
     else
         plan+=("${stages[i]}" "$seconds")
     fi
@@ -61,6 +69,27 @@ if [[ $minutes -lt 60 ]]; then
     measured=(--data.val_limit 2 --model.levels "[2.0, 8.0]")
 fi
 
+# The same OUT goes on with the same run only.
+told="$minutes minutes from ${init:-nothing}"
+if [[ -e $out/run.txt ]]; then
+    begun=$(<"$out/run.txt")
+    [[ $begun == "$told" ]] || fail "$out is a run of $begun: for one of $told name another folder"
+    [[ ! -e $out/small.safetensors ]] || echo "$out is a finished run of $begun"
+elif [[ -n $(find "$out" -mindepth 1 ! -name .lock -print -quit) ]]; then
+    fail "there are other files in $out: name another folder"
+else
+    if [[ $* != *objective.init_args.terms* ]]; then # what the last stage needs, before hours have passed
+        "${python[@]}" -c "
+import sys
+from gic.errors import GicError
+from gic.perceptual import lpips_network
+try:
+    lpips_network('alex')
+except GicError as error:
+    sys.exit(f'small.sh: {error}')" || exit 2
+    fi
+    echo "$told" >"$out/run.txt"
+fi
 # Each stage is measured before its first step and after its last.
 options=("${measured[@]}" --trainer.val_check_interval 1000000000)
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
@@ -69,7 +98,13 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
 fi
 
 child=""
-trap '[[ -z $child ]] || { kill -TERM "$child" 2>/dev/null; wait "$child"; }; exit 75' TERM INT
+stop() {
+    trap '' TERM INT
+    echo "small.sh: stopping; the same command goes on" >&2
+    [[ -z $child ]] || { kill -TERM "$child" 2>/dev/null && wait "$child"; } || true
+    exit 75
+}
+trap stop TERM INT
 
 for ((i = 0; i < ${#plan[@]}; i += 2)); do
     stage=${plan[i]} seconds=${plan[i + 1]}
@@ -82,7 +117,7 @@ for ((i = 0; i < ${#plan[@]}; i += 2)); do
             --trainer.max_steps -1 --trainer.max_time "$(clock "$seconds")" \
             --trainer.logger.init_args.save_dir "$out" --trainer.logger.init_args.name "" \
             --trainer.logger.init_args.version "$stage" --ckpt_path auto \
-            ${init:+--model.init_from "$init"} "$@" > >(tee -a "$folder/log.txt") 2>&1 &
+            ${init:+--model.init_from "$init"} "$@" > >(trap '' TERM INT && exec tee -a "$folder/log.txt") 2>&1 &
         child=$!
         code=0
         wait "$child" || code=$?

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import HERE, PATIENCE, TERM, wait_for
+from training_runs import HERE, PATIENCE, wait_for
 
 from gic.checkpoint import load_codec
 from gic.synthetic import ensure_synthetic_shards
@@ -44,8 +44,10 @@ def begin(minutes: str, shards: Path, out: Path, **environment: str) -> subproce
     ("words", "said"),
     [
         ([], "usage"),
-        (["ten", "shards", "out"], "whole number"),
-        (["1", "nowhere", "out"], "no train-"),
+        (["ten", "shards", "out"], "number from 1"),
+        (["08", "shards", "out"], "number from 1"),
+        (["1", "nowhere", "out"], "no folder nowhere"),
+        (["1", ".", "out"], "no train-"),
     ],
 )
 def test_what_the_recipe_needs_is_named(words: list[str], said: str, tmp_path: Path) -> None:
@@ -53,6 +55,20 @@ def test_what_the_recipe_needs_is_named(words: list[str], said: str, tmp_path: P
     assert done.returncode == 2
     assert said in done.stderr and "\n" not in done.stderr.strip()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
+    for name, text, said in (
+        ("thesis.txt", "precious", "other files"),
+        ("run.txt", "9 minutes from nothing\n", "9 min"),
+    ):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text(text)
+        process = begin("1", shards, out, INIT="none")
+        assert said in process.communicate(timeout=PATIENCE)[0]
+        assert process.returncode == 2
+        assert (out / name).read_text() == text and {path.name for path in out.iterdir()} <= {name, ".lock"}
 
 
 @pytest.mark.slow
@@ -69,8 +85,10 @@ def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -
     wait_for(lambda: "s of training" in log(out / "2-compressor"), process)
     time.sleep(3)
     assert begin("2", shards, out, INIT="none").wait(PATIENCE) == 2  # no two at work in one folder
-    process.send_signal(TERM)  # to the script alone: it ends what it has started
-    assert process.wait(PATIENCE) == 75
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl+C does it
+    said = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 75, said
+    assert "the same command goes on" in said
     first = steps("2-compressor")
     assert first > 0 and not (out / "2-compressor" / "done").exists()
 

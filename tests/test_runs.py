@@ -12,12 +12,13 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from training_runs import DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
+from training_runs import CONFIGS, DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
 
 from gic import runs
 from gic.checkpoint import load_codec
 from gic.errors import ConfigError
 from gic.lightning_cli import make_cli
+from gic.loading import shipped_weights
 from gic.resume import newest_first
 from gic.runs import TimeBudget, run_folder, seconds_of, seconds_to_job_end
 from gic.synthetic import ensure_synthetic_shards
@@ -66,12 +67,25 @@ def test_a_folder_with_the_checkpoints_of_another_run_is_refused(pictures: Path,
     words = [*tiny(pictures), *callback_words(every=1, keep=2), "--trainer.max_steps"]
     make_cli([*words, "2"])
     before = {path: path.read_bytes() for path in (tmp_path / "ckpt").iterdir()}
+    others = set(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="ckpt holds the checkpoints of another run"):
         make_cli([*words, "2"])
     Path("elsewhere.ckpt").write_bytes(Path("ckpt/last.ckpt").read_bytes())
     with pytest.raises(ConfigError, match="ckpt holds the checkpoints of another run"):
         make_cli([*words, "4", "--ckpt_path", "elsewhere.ckpt"])
     assert before == {path: path.read_bytes() for path in (tmp_path / "ckpt").iterdir()}
+    assert set(tmp_path.rglob("*")) - others <= {Path("elsewhere.ckpt").resolve()}  # nothing was written at all
+
+
+def test_a_refused_run_leaves_the_record_of_the_other_one(pictures: Path, tmp_path: Path) -> None:
+    logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs, name: a, version: b}}"
+    words = [*tiny(pictures, "--trainer.logger", logger), *SAVING]
+    make_cli([*words, "--trainer.max_steps", "1"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert tmp_path / "runs" / "a" / "b" / "config.yaml" in before
+    with pytest.raises(ConfigError, match="holds the checkpoints of another run"):
+        make_cli([*words, "--model.optimizer.init_args.lr", "0.123"])
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_a_run_that_goes_on_deletes_the_files_it_wrote_and_no_others(pictures: Path, tmp_path: Path) -> None:
@@ -303,6 +317,40 @@ def test_a_run_by_the_clock_validates_and_saves_its_last_step(pictures: Path, tm
     assert group["lr"] == pytest.approx(cli.model.schedule.final * group["initial_lr"], rel=0.5)
     saved = torch.load(tmp_path / "ckpt" / "last.ckpt", weights_only=True)
     assert saved["callbacks"]["TimeBudget"]["used"] > 0
+
+
+def test_a_validation_that_leaves_no_time_is_refused_and_time_used_up_ends_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    budget, trainer = TimeBudget("00:01:00"), trainer_of()
+    with pytest.raises(ConfigError, match=r"no time for training.*val_limit"):
+        train(budget, clock, lambda number: 0.5, validation=30.0)
+    budget, trainer.sanity_checking = TimeBudget("00:01:00"), True
+    budget.on_validation_start(trainer, None)
+    with pytest.raises(ConfigError, match="val_limit"):  # seen before the validation is over
+        for _ in range(10):
+            clock.now += 10
+            budget.on_validation_batch_end(trainer, None, None, None, 0)
+    again = TimeBudget("00:01:00")
+    again.load_state_dict({"used": 60.0, "validation": 3.0, "saving": 0.0})
+    trainer = trainer_of(step=7)
+    again.on_train_start(trainer, None)
+    trainer.global_step = 8
+    again.on_train_batch_end(trainer, None)
+    assert trainer.should_stop
+
+
+def test_a_run_begins_with_the_weights_that_ship(tmp_path: Path) -> None:
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--trainer.accelerator", "cpu", "--model.init_from"]
+    cli = make_cli([*words, "shipped"], run=False)
+    cli.model.trainer = SimpleNamespace(is_global_zero=False, datamodule=None)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("gic.training.run_folder", lambda trainer: tmp_path)
+    cli.model.setup("fit")
+    monkeypatch.undo()
+    shipped = load_codec(shipped_weights()).state_dict()
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in cli.model.codec.state_dict().items())
 
 
 @pytest.mark.slow
