@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,14 @@ def begin(minutes: str, shards: Path, out: Path, **environment: str) -> subproce
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GIC_PYTHON": sys.executable, **environment}
     words = ["bash", str(RECIPE), minutes, str(shards), str(out), *TINY]
     return subprocess.Popen(
-        words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        words,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Whoever runs the tests in the background ignores SIGINT, and a shell that begins so never hears it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
