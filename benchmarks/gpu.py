@@ -1,4 +1,4 @@
-"""One GPU in four minutes: what training and coding reach, beside what the card could do.
+"""One GPU in a few minutes: what training and coding reach, beside what the card could do.
 
     python benchmarks/gpu.py --train 'SHARDS/train-*.tar' [--workers 15] [--output benchmarks/results/gpu.json]
 

@@ -96,7 +96,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.data import ImageData
     from gic.devices import check_accelerator
     from gic.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
-    from gic.runs import SaveConfig, TimeBudget, logger_folder
+    from gic.runs import SaveConfig, TimeBudget
     from gic.training import Checkpoint, LitCodec
 
     class Parser(LightningArgumentParser):
@@ -157,35 +157,32 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             return trainer
 
         def before_fit(self) -> None:
-            """Look for the run's newest checkpoint, where ``--ckpt_path auto`` asks for it."""
+            """Find the checkpoint of ``--ckpt_path auto``, and refuse a folder before anything is written there."""
             options = self.config_init["fit"]
+            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
             if options["ckpt_path"] == AUTO:
-                options["ckpt_path"] = self._newest_checkpoint()
+                options["ckpt_path"] = self._newest_checkpoint(saver)
             start = options["ckpt_path"]
             if start is not None:
                 self.model.init_from = None  # it was the beginning of the run that goes on
-            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
-            if saver is not None and (saver.dirpath or logger_folder(self.trainer)):
-                # Before anything is written there.
-                problem = saver.refusal(saver.folder(self.trainer), None if start is None else Path(start))
-                if problem:
-                    raise ConfigError(problem)
+            folder = saver and saver.named_folder(self.trainer)
+            if saver and folder and (problem := saver.refusal(folder, None if start is None else Path(start))):
+                raise ConfigError(problem)
 
-        def _newest_checkpoint(self) -> str | None:
-            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+        def _newest_checkpoint(self, saver: Checkpoint | None) -> str | None:
             if saver is None:
                 raise ConfigError(f"--ckpt_path {AUTO} needs the callback gic.training.Checkpoint in the config")
             version = getattr(self.trainer.logger, "version", None)
-            nameless = saver.dirpath is None and logger_folder(self.trainer) is None
-            if nameless or isinstance(version, int):
+            folder = saver.named_folder(self.trainer)
+            if folder is None or isinstance(version, int):
                 raise ConfigError(
                     f"--ckpt_path {AUTO} goes on with a run that has a name, and this would be a new run: name it with "
                     "--trainer.logger.init_args.version NAME (TensorBoard and CSV), or give gic.training.Checkpoint a "
                     "dirpath"
                 )
-            found = newest_whole(saver.folder(self.trainer))
+            found = newest_whole(folder)
             if found is None:
-                print(f"no checkpoint in {saver.folder(self.trainer)} yet: beginning anew", file=sys.stderr)
+                print(f"no checkpoint in {folder} yet: beginning anew", file=sys.stderr)
             return None if found is None else str(found)
 
     try:

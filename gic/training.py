@@ -30,7 +30,7 @@ from gic.images import to_image
 from gic.losses import Objective
 from gic.model import Codec, parameter_counts, trainable_parameters
 from gic.resume import CheckpointError, WholeFiles, newest_first
-from gic.runs import run_folder, time_budget
+from gic.runs import logger_folder, run_folder, time_budget
 
 if TYPE_CHECKING:
     from gic.benchmark.metrics import ImageMetric
@@ -543,6 +543,13 @@ class Checkpoint(callbacks.Checkpoint):
     def problem(self) -> str:
         """Why the last checkpoint could not be written; empty if it was."""
         return self._files.problem
+
+    def named_folder(self, trainer: L.Trainer) -> Path | None:
+        """Where checkpoints will lie as far as settings and logger say, before the ranks have settled it."""
+        if self.dirpath:
+            return Path(self.dirpath)
+        folder = logger_folder(trainer)
+        return None if folder is None else folder / "checkpoints"
 
     def folder(self, trainer: L.Trainer) -> Path:
         """Where the checkpoints of the trainer's run lie; to be asked on all ranks."""

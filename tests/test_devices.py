@@ -17,7 +17,6 @@ from gic.cli import run
 from gic.codec import ImageCodec
 from gic.devices import check_accelerator
 from gic.errors import ConfigError
-from gic.synthetic import ensure_synthetic_shards
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "configs" / "base.yaml"
@@ -35,13 +34,6 @@ def mac(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     save_weights("w.safetensors", small_model().state_dict(), CONFIG)
     Image.new("RGB", (40, 30), (9, 99, 200)).save("a.png")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=6, val=1, size=(128, 128), progress=False)
-    return folder
 
 
 def training(command, pictures, accelerator):

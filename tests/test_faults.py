@@ -29,7 +29,6 @@ from gic.plan import Part
 from gic.remote import Remote, RemoteFile, cached
 from gic.resume import CheckpointError, WholeFiles, damage, named_checkpoint, newest_first, newest_whole
 from gic.stream import EvalImages
-from gic.synthetic import ensure_synthetic_shards
 from gic.tarshards import WHOLE_SHARD, read_shard
 
 HASTY = Remote(timeout=0.5, retries=3, backoff=0.01)
@@ -38,13 +37,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
     pytest.mark.filterwarnings("ignore:.*trying again in"),
 ]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 @pytest.fixture(autouse=True)

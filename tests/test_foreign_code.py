@@ -21,7 +21,6 @@ from gic.checkpoint import build_codec, load_codec, read_weights, save_weights
 from gic.cli import run
 from gic.compressor import Compressor
 from gic.errors import ConfigError
-from gic.synthetic import ensure_synthetic_shards
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "configs" / "base.yaml"
@@ -113,13 +112,6 @@ def refused(words, capsys):
     assert last.startswith(f"gic {words[0]}: ")
     assert len(last) < 500
     return last
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=6, val=1, size=(128, 128), progress=False)
-    return folder
 
 
 def lightning(command, pictures, tmp_path, *more):

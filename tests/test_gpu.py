@@ -1,7 +1,7 @@
 """What a GPU must do as the CPU does: training, averages, restarts, files; and that nothing waits for it.
 
-``pytest -m gpu`` takes about three minutes on one GPU. ``GIC_TEST_DEVICE=cpu pytest -m gpu`` walks through what can be
-walked through without one.
+``pytest -m gpu`` is meant to take less than three minutes on one GPU. ``GIC_TEST_DEVICE=cpu pytest -m gpu`` walks
+through what can be walked through without one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from training_runs import CONFIGS, HERE, losses, tiny
 import gic
 from gic.codec import tiles_of
 from gic.lightning_cli import make_cli
-from gic.synthetic import ensure_synthetic_shards
 from gic.training import EMA
 
 pytestmark = pytest.mark.gpu
@@ -38,13 +37,6 @@ def device() -> str:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device (GIC_TEST_DEVICE=cpu walks through the tests without)")
     return name
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 @contextmanager

@@ -22,7 +22,6 @@ from training_runs import tiny as tiny_run
 from gic import posterior
 from gic.lightning_cli import make_cli
 from gic.losses import Objective
-from gic.synthetic import ensure_synthetic_shards
 from gic.training import LossWatch
 
 WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal")
@@ -141,7 +140,8 @@ def run_quietly(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not quiet.waits.found
 
 
-def test_a_run_waits_for_nothing_between_two_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_nothing_between_two_logs(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    ensure_synthetic_shards(tmp_path / "pictures", train=12, val=3, size=(192, 192), progress=False)
-    run_quietly([*tiny_run(tmp_path / "pictures"), "--model.objective.init_args.realism", "[0.0, 1.0]"], monkeypatch)
+    run_quietly([*tiny_run(pictures), "--model.objective.init_args.realism", "[0.0, 1.0]"], monkeypatch)

@@ -18,14 +18,6 @@ from gic.data import Workers
 from gic.errors import ConfigError
 from gic.lightning_cli import make_cli
 from gic.preemption import PreemptedError, Preemption
-from gic.synthetic import ensure_synthetic_shards
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 def signal_at(step: int, number: int, rank: int = 0) -> str:

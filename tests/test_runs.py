@@ -21,17 +21,9 @@ from gic.lightning_cli import make_cli
 from gic.loading import shipped_weights
 from gic.resume import newest_first
 from gic.runs import TimeBudget, run_folder, seconds_of, seconds_to_job_end
-from gic.synthetic import ensure_synthetic_shards
 from gic.training import Checkpoint, WarmupCosine
 
 SAVING = ["--trainer.callbacks", "[{class_path: gic.training.Checkpoint, init_args: {every_n_steps: 1, keep: 2}}]"]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -19,18 +19,10 @@ from training_runs import CONFIGS, DDP, HERE, PATIENCE, losses, tiny
 from gic.checkpoint import build_codec
 from gic.lightning_cli import make_cli
 from gic.losses import Objective
-from gic.synthetic import ensure_synthetic_shards
 from gic.training import compiler_problem
 
 BOTH_LOSSES = ["--model.objective.init_args.realism", "[0.0, 1.0]"]
 LOSSES = ["--trainer.callbacks", "[{class_path: training_runs.Losses}]"]
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 def strategy(name: str) -> list[str]:

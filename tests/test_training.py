@@ -16,18 +16,10 @@ import torch
 from gic.checkpoint import load_codec, read_weights
 from gic.errors import ConfigError, DataError
 from gic.lightning_cli import make_cli
-from gic.synthetic import ensure_synthetic_shards
 from gic.training import EMA, LossWatch, NonFiniteLossError, ProgressBar, WarmupCosine, match_layout
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
-    return folder
 
 
 @pytest.fixture
