@@ -210,7 +210,7 @@ class Gic(BenchmarkCodec):
 
 WITHOUT_INFLUENCE = (
     *("__main__", "cli", "commands", "pillow", "lightning_cli", "benchmark"),  # only call what follows
-    *("training", "losses", "evaluation", "resume", "preemption", "plan"),
+    *("training", "runs", "losses", "evaluation", "resume", "preemption", "plan"),
     *("data", "shards", "tarshards", "remote", "synthetic"),
     *("perceptual", "metric_weights", "critic", "fit_critic", "distortions"),
 )
