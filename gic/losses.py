@@ -1,6 +1,6 @@
 """The objective: rate, distortion, perception and the reverse loss (DESIGN 5, 6).
 
-    L = bits(q) / pixels + lambda(q) * MSE(x, x_hat) + sum of perceptual terms + w_rev * reverse loss
+    L = bits(q) / pixels + lambda(q) * MSE(x, x_hat) + sum of perceptual terms + adversarial term + w_rev * reverse loss
 
 What is trained in a stage, and with which terms, is configuration.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gic import sde
+from gic.adversarial import Adversarial
 from gic.errors import ConfigError
 from gic.model import Codec, CodecOutput
 
@@ -47,24 +48,56 @@ def psnr(x_hat: Tensor, x: Tensor) -> Tensor:
     return -10 * torch.log10(mean_squared_error(rounded, x))
 
 
-class PerceptualTerm(ABC):
-    """A term of the loss that judges the reconstruction with a fixed metric.
-
-    A term is no ``nn.Module``: a network inside it is neither trained nor saved with the codec.
+class PerceptualTerm(nn.Module, ABC):
+    """A term of the loss that judges the reconstruction.
 
     Args:
         weight: Factor of the term in the loss.
+
+    Attributes:
+        network: A fixed network that judges, see :meth:`hold`.
     """
 
+    network: Any
+
     def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
         self.weight = weight
 
     @abstractmethod
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Judge ``x_hat`` (B, 3, H, W), about [0, 1], against ``x``: (B,), lower is better, differentiable."""
 
+    def hold(self, network: nn.Module) -> None:
+        """Keep a fixed network: it moves between devices with the term, and neither learns nor is saved."""
+        self.__dict__["network"] = network
 
-class Objective:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerceptualTerm:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if "network" in self.__dict__:
+            self.__dict__["network"]._apply(fn)
+        return self
+
+
+class Judged(NamedTuple):
+    """What the discriminator learns from: the samples of a batch with r > 0, without gradient.
+
+    Attributes:
+        x: Originals (b, 3, H, W) in [0, 1].
+        x_hat: Reconstructions, like ``x``.
+        y_hat: Latents behind them, (b, M, H/16, W/16).
+        q: Levels, (b,).
+        batch: Samples of the whole batch.
+    """
+
+    x: Tensor
+    x_hat: Tensor
+    y_hat: Tensor
+    q: Tensor
+    batch: int
+
+
+class Objective(nn.Module):
     """The training loss of one stage.
 
     Args:
@@ -79,9 +112,10 @@ class Objective:
         sampler: Sampler in training, the codec's default if left out.
         steps: Number of steps in training, the codec's default if left out.
         terms: Perceptual terms by name.
+        adversarial: The adversarial term, which learns along; it judges the samples with r > 0 and counts r-fold too.
 
     Raises:
-        ConfigError: If a value lies outside its range.
+        ConfigError: If a value lies outside its range, or nothing would be left for the adversarial term to judge.
     """
 
     def __init__(
@@ -95,7 +129,9 @@ class Objective:
         sampler: sde.Sampler | None = None,
         steps: int | None = None,
         terms: Mapping[str, PerceptualTerm] | None = None,
+        adversarial: Adversarial | None = None,
     ) -> None:
+        super().__init__()
         if not realism or not all(0 <= r <= 1 for r in realism):
             raise ConfigError(f"realism must name values in [0, 1], not {list(realism)}")
         if not all(0 <= weight < math.inf for weight in (lambda_0, rate_weight, reverse_weight)):
@@ -106,6 +142,12 @@ class Objective:
             raise ConfigError(f"sampler must be one of {', '.join(sde.SAMPLERS)}, not {sampler!r}")
         if steps is not None and steps < 1:
             raise ConfigError(f"steps must be at least 1, not {steps}")
+        if adversarial is not None and not any(realism):
+            raise ConfigError("an adversarial term judges samples with r > 0, and realism names none: add 1.0 to it")
+        if adversarial is not None and not (lambda_0 or terms):
+            raise ConfigError(
+                "the adversarial term is weighed against distortion and perceptual terms: name one of them"
+            )
         self.lambda_0 = lambda_0
         self.rate_weight = rate_weight
         self.level_balance = level_balance
@@ -114,14 +156,19 @@ class Objective:
         self.realism = tuple(realism)
         self.sampler = sampler
         self.steps = steps
-        self.terms = dict(terms or {})
+        self.terms: Any = nn.ModuleDict(dict(terms or {}))
+        self.adversarial = adversarial
 
     @property
     def decodes(self) -> bool:
         """Whether any part of the loss looks at the reconstruction."""
         return self.lambda_0 > 0 or bool(self.terms)
 
-    def __call__(self, codec: Codec, x: Tensor, q: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, codec: Codec, x: Tensor, q: Tensor | None = None) -> dict[str, Tensor]:
+        """Evaluate the loss on a batch; see :meth:`evaluate`."""
+        return self.evaluate(codec, x, q)[0]
+
+    def evaluate(self, codec: Codec, x: Tensor, q: Tensor | None = None) -> tuple[dict[str, Tensor], Judged | None]:
         """Evaluate the loss on a batch.
 
         Args:
@@ -131,8 +178,9 @@ class Objective:
 
         Returns:
             ``loss`` to minimise, and its parts before weighting as means over the batch: ``bits_per_pixel``,
-            ``mse`` and ``psnr`` (dB, of the unrounded reconstruction), ``reverse`` and each perceptual term (over the
-            samples with r > 0; NaN if there are none).
+            ``mse`` and ``psnr`` (dB, of the unrounded reconstruction), ``reverse``, each perceptual term and, with an
+            adversarial one, ``adversarial`` and ``adversarial_weight`` (over the samples with r > 0; NaN if there are
+            none). Then what the discriminator learns from; None without one, or without such samples.
         """
         q = codec.sample_levels(len(x), x.device) if q is None else q
         # Numbers of Python in ascending order: which samples go together must not wait for a GPU.
@@ -142,26 +190,50 @@ class Objective:
             out = codec(x, q, realism=r, sampler=self.sampler, steps=self.steps)
         else:
             out = self._without_decoding(codec, x, q)
+        unjudged = r.count(0.0)  # the samples before have no perceptual term
+        adversarial = self.adversarial if unjudged < len(x) else None
+        # With an adversarial term the gradient is followed by hand from the reconstruction on, to compare the terms.
+        x_hat = out.x_hat.detach().requires_grad_() if adversarial and out.x_hat.requires_grad else out.x_hat
+        balance = (q / math.sqrt(codec.q_min * codec.q_max)) ** self.level_balance
         bits_per_pixel = out.bits / (x.shape[-2] * x.shape[-1])
-        loss = self.rate_weight * bits_per_pixel
+        loss = self.rate_weight * balance * bits_per_pixel
         parts = {"bits_per_pixel": bits_per_pixel}
+        seen = torch.zeros_like(loss)  # what is seen of the reconstruction
         if self.lambda_0 > 0:
-            mse = mean_squared_error(out.x_hat, x)
-            loss = loss + rate_distortion_lambda(q, self.lambda_0) * mse
+            mse = mean_squared_error(x_hat, x)
+            seen = seen + balance * rate_distortion_lambda(q, self.lambda_0) * mse
             parts |= {"mse": mse, "psnr": -10 * torch.log10(mse.clamp_min(1e-10))}
-        loss = loss * (q / math.sqrt(codec.q_min * codec.q_max)) ** self.level_balance
         if self.reverse_weight > 0:
             parts["reverse"] = codec.reverse_loss(out.latents, out.y_q, q, self.reverse_loss)
             loss = loss + self.reverse_weight * parts["reverse"]
-        unjudged = r.count(0.0)  # the samples before have no perceptual term
         share = torch.tensor(r[unjudged:]).to(x.device, non_blocking=True)
         for name, term in self.terms.items():
             if unjudged < len(x):
-                parts[name] = term(out.x_hat[unjudged:], x[unjudged:])
-                loss = torch.cat([loss[:unjudged], loss[unjudged:] + term.weight * share * parts[name]])
+                parts[name] = term(x_hat[unjudged:], x[unjudged:])
+                seen = torch.cat([seen[:unjudged], seen[unjudged:] + term.weight * share * parts[name]])
             else:
                 parts[name] = loss.new_full((1,), math.nan)
-        return {"loss": loss.mean(), **{name: part.detach().mean() for name, part in parts.items()}}
+        judged = None
+        if adversarial is not None:
+            judged = Judged(
+                x[unjudged:], x_hat[unjudged:].detach(), out.y_hat[unjudged:].detach(), q[unjudged:], len(x)
+            )
+            own = adversarial(x_hat[unjudged:], judged.y_hat, judged.q)
+            weight = torch.zeros_like(own)
+            if x_hat.requires_grad:
+                slopes = torch.autograd.grad(seen.sum(), x_hat, retain_graph=True)[0]
+                (slope,) = torch.autograd.grad(own.sum(), x_hat)
+                weight = adversarial.share * adversarial.adapted(slopes[unjudged:], slope[unjudged:])
+                factor = torch.cat([weight.new_zeros(unjudged), share * weight])
+                slopes = slopes + factor[:, None, None, None] * slope
+                # Adds nothing to the value, and to the gradient all that the reconstruction is told.
+                loss = loss + ((out.x_hat - x_hat.detach()) * slopes).flatten(1).sum(1)
+            seen = torch.cat([seen[:unjudged], seen[unjudged:] + share * weight * own]).detach()
+            parts |= {"adversarial": own, "adversarial_weight": weight}
+        elif self.adversarial is not None:
+            parts |= dict.fromkeys(("adversarial", "adversarial_weight"), loss.new_full((1,), math.nan))
+        loss = loss + seen
+        return {"loss": loss.mean(), **{name: part.detach().mean() for name, part in parts.items()}}, judged
 
     @staticmethod
     def _without_decoding(codec: Codec, x: Tensor, q: Tensor) -> CodecOutput:

@@ -142,9 +142,9 @@ class Codec(nn.Module):
             bits_y = bits_y * (latents.sigma >= SKIP_BELOW * sde.level(q, y_q))
         return bits_y.flatten(1).sum(1) - torch.log2(p["z"]).flatten(1).sum(1)
 
-    def denoiser(self, latents: Latents) -> sde.Denoiser:
-        """D(y_q, q) of DESIGN 4 (3) for the prior in ``latents``."""
-        return denoiser(self.reverse, latents.mu, latents.sigma)
+    def denoiser(self, latents: Latents, realism: sde.Realism = 0.0) -> sde.Denoiser:
+        """D(y_q, q) of DESIGN 4 (3) for the prior in ``latents``; with U's second weights at r > 0 if it has them."""
+        return denoiser(self.reverse, latents.mu, latents.sigma, realism)
 
     def restore(
         self,
@@ -159,7 +159,7 @@ class Codec(nn.Module):
     ) -> Tensor:
         """Run the reverse flow from ``y_q`` to an estimate of y; only ``mu`` and ``sigma`` of ``latents`` are used."""
         return sde.reverse(
-            self.denoiser(latents),
+            self.denoiser(latents, realism),
             y_q,
             q,
             steps=self.steps if steps is None else steps,

@@ -150,11 +150,10 @@ class LPIPS(PerceptualTerm):
 
     def __init__(self, weight: float = 1.0, net: LPIPSNetwork = "alex", backbone: str | None = None) -> None:
         super().__init__(weight)
-        self.network = lpips_network(net, backbone)
+        self.hold(lpips_network(net, backbone))
 
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Distance of each image, (B,), 0 for identical images."""
-        self.network.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
             distance: Tensor = self.network(2 * x_hat.float() - 1, 2 * x.float() - 1)
         return distance.flatten(1).mean(1)
@@ -187,7 +186,8 @@ class NoReference(PerceptualTerm):
         # One window of the crop, where maniqa would judge 20 in the same place.
         options: dict[str, Any] = {"test_sample": 1} if family == "maniqa" else {}
         named = named_files({} if weights is None else {metric: weights})
-        self.network, _ = build_pyiqa(metric, named, as_loss=True, **options)
+        network, _ = build_pyiqa(metric, named, as_loss=True, **options)
+        self.hold(network)
         if self.network.metric_mode != "NR":
             raise ConfigError(f"{metric} needs a reference; a no-reference metric is wanted here")
         self.metric = metric
@@ -195,13 +195,12 @@ class NoReference(PerceptualTerm):
         self.crop = NO_REFERENCE_CROPS.get(family, 224) if crop == "auto" else crop
         self._checked = False
 
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Quality of each image with the sign of a loss, (B,).
 
         Raises:
             ConfigError: If the metric passes no gradient to the image, which shows when it is first asked for one.
         """
-        self.network.to(x_hat.device)
         net: nn.Module = self.network.net
         image = x_hat.float().clamp(0, 1)
         window = image if self.crop is None else _random_crop(image, self.crop)

@@ -4,20 +4,24 @@
     mu' = mu + sigma * d_mu,   sigma' = sigma * exp(d_sigma)
     D = mean of N(mu', sigma'^2) truncated to the cell of y_q                  (3)
 
-At initialisation D is the exact posterior mean under the entropy model, and it never leaves the cell.
+At initialisation D is the exact posterior mean under the entropy model, and it never leaves the cell. U may have a
+second set of weights for realism: with W + r * dW it is the generator of r = 1, and at r = 0 nothing but the posterior.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gic.posterior import truncated_normal_mean
-from gic.sde import Denoiser
+from gic.sde import Denoiser, Realism, numbers
 
 D_SIGMA_MAX = 3.0
 """|d_sigma| stays below this: sigma' is within a factor of 20 of sigma."""
@@ -105,7 +109,11 @@ class ReverseUNet(nn.Module):
         blocks: Residual blocks at each resolution; those above the coarsest are there twice, down and up.
         embedding: Channels of the embedding of q.
         attention: Self-attention after the blocks of the coarsest resolution.
+        realistic: Have weights ``W + r * dW``, the interpolation of two networks (arXiv 1811.10515), as the last stages
+            of g_s do: dW learns realism, and r = 0 knows nothing of it. dW is 0 at first.
     """
+
+    _plain: _Plain
 
     def __init__(
         self,
@@ -114,6 +122,7 @@ class ReverseUNet(nn.Module):
         blocks: Sequence[int] = (1, 2),
         embedding: int = 64,
         attention: bool = False,
+        realistic: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= len(widths) <= 3 or len(widths) != len(blocks):
@@ -133,8 +142,18 @@ class ReverseUNet(nn.Module):
         self.leave = nn.Conv2d(widths[0], 2 * latent_channels, 1)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
+        change = copy.deepcopy(self) if realistic else None
+        if change is not None:
+            for weights in change.parameters():
+                nn.init.zeros_(weights)
+        self.realistic = change
+        """dW, in the shape of the network; None without."""
+        self.__dict__["_plain"] = _Plain(self)  # beside the modules: it holds this one
+        self.register_load_state_dict_pre_hook(_without_realism)  # type: ignore[no-untyped-call]
 
-    def forward(self, y_q: Tensor, mu: Tensor, log_sigma: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, y_q: Tensor, mu: Tensor, log_sigma: Tensor, log_q: Tensor, realism: Realism = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Refine the prior of y.
 
         Args:
@@ -142,10 +161,36 @@ class ReverseUNet(nn.Module):
             mu: Prior mean, like ``y_q``.
             log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
             log_q: Natural logarithm of the level, (B,).
+            realism: r in [0, 1], a number or one for each sample, best with equal ones next to each other: these go
+                through the network together. Without second weights it changes nothing.
 
         Returns:
             ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats, |d_sigma| < D_SIGMA_MAX), like ``y_q``, float32.
         """
+        inputs = (y_q, mu, log_sigma, log_q)
+        if self.realistic is None:
+            return self._refined(*inputs)
+        values = numbers(realism)
+        if len(values) == 1:
+            return self._at(values[0], *inputs)
+        runs = [(r, len(list(run))) for r, run in groupby(values)]
+        pieces = zip(*(torch.split(x, [count for _, count in runs]) for x in inputs), strict=True)
+        parts = [self._at(r, *piece) for (r, _), piece in zip(runs, pieces, strict=True)]
+        d_mu, d_sigma = zip(*parts, strict=True)
+        return torch.cat(d_mu), torch.cat(d_sigma)
+
+    def _at(self, r: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The network at one r for all the batch."""
+        assert self.realistic is not None
+        if r == 0 and not self.training:
+            return self._refined(*inputs)
+        # In training also at r = 0: DistributedDataParallel wants every parameter in every step.
+        change = dict(self.realistic.named_parameters())
+        weights = {f"network.{name}": self.get_parameter(name) + r * dw for name, dw in change.items()}
+        refined: tuple[Tensor, Tensor] = torch.func.functional_call(self._plain, weights, inputs)
+        return refined
+
+    def _refined(self, y_q: Tensor, mu: Tensor, log_sigma: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         embedding = self.embed(log_q)
         q = torch.exp(log_q)[:, None, None, None]
         # The symbol, the prior mean and sigma / q, squeezed so that outliers stay of order one.
@@ -165,7 +210,27 @@ class ReverseUNet(nn.Module):
         return d_mu, D_SIGMA_MAX * torch.tanh(d_sigma / D_SIGMA_MAX)
 
 
-def refine(network: nn.Module, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+class _Plain(nn.Module):
+    """A network without its choice of r, for other weights to be put in."""
+
+    def __init__(self, network: ReverseUNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network._refined(*inputs)
+
+
+def _without_realism(module: ReverseUNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights from before there was a second set: dW = 0."""
+    if module.realistic is not None and not any(name.startswith(f"{prefix}realistic.") for name in state):
+        change = module.realistic.named_parameters()
+        state |= {f"{prefix}realistic.{name}": torch.zeros_like(weights) for name, weights in change}
+
+
+def refine(
+    network: nn.Module, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor, realism: Realism = 0.0
+) -> tuple[Tensor, Tensor]:
     """Refined prior ``mu' = mu + sigma * d_mu``, ``sigma' = sigma * exp(d_sigma)`` (DESIGN 4).
 
     Args:
@@ -174,18 +239,20 @@ def refine(network: nn.Module, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor
         q: Level, (B, 1, 1, 1).
         mu: Prior mean, like ``y_q``.
         sigma: Prior standard deviation, like ``y_q``.
+        realism: r, a number or one for each sample; for networks with a second set of weights.
 
     Returns:
         ``mu'`` and ``sigma'``, like ``y_q``, float32.
     """
-    d_mu, d_sigma = network(y_q, mu, torch.log(sigma), torch.log(q).reshape(-1))
+    second = {} if getattr(network, "realistic", None) is None else {"realism": realism}
+    d_mu, d_sigma = network(y_q, mu, torch.log(sigma), torch.log(q).reshape(-1), **second)
     return mu + sigma * d_mu, sigma * torch.exp(d_sigma)
 
 
-def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor) -> Denoiser:
-    """D(y_q, q) of DESIGN 4 (3) for given prior, in the form that :func:`gic.sde.reverse` takes."""
+def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor, realism: Realism = 0.0) -> Denoiser:
+    """D(y_q, q) of DESIGN 4 (3) for given prior and r, in the form that :func:`gic.sde.reverse` takes."""
 
     def denoise(y_q: Tensor, q: Tensor) -> Tensor:
-        return truncated_normal_mean(y_q, q, *refine(network, y_q, q, mu, sigma))
+        return truncated_normal_mean(y_q, q, *refine(network, y_q, q, mu, sigma, realism))
 
     return denoise

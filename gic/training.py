@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,6 +139,8 @@ class LitCodec(L.LightningModule):
         optimizer: Optimiser, given the parameters that learn.
         schedule: Learning-rate schedule, per optimiser step.
         trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is all of it.
+        learning_rates: Learning rates of modules that have one of their own, by dotted name, for example
+            ``{reverse: 1.0e-3}``; the schedule holds for them too.
         init_from: Checkpoint or weights file whose codec this stage starts from, ``shipped`` for the weights that come
             with the package; resuming a run is ``--ckpt_path`` instead.
         levels: Levels q at which validation measures.
@@ -161,6 +163,7 @@ class LitCodec(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         schedule: WarmupCosine | None = None,
         trainable: Sequence[str] = ("",),
+        learning_rates: Mapping[str, float] | None = None,
         init_from: str | None = None,
         levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
         realism: Sequence[float] = (0.0, 1.0),
@@ -173,7 +176,7 @@ class LitCodec(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.codec = codec
-        self.objective = objective
+        self._objective = (objective,)  # not registered: it is neither averaged nor part of the codec's weights
         self.make_optimizer = optimizer
         self.schedule = schedule or WarmupCosine(warmup_steps=0, final=1.0)
         self.init_from = init_from
@@ -186,6 +189,13 @@ class LitCodec(L.LightningModule):
         self.grid_images = grid_images
         for name, learns in trainable_parameters(codec, list(trainable)).items():
             codec.get_parameter(name).requires_grad_(learns)
+        self.learning_rates = dict(learning_rates or {})
+        for name, rate in self.learning_rates.items():
+            trainable_parameters(codec, [name])
+            if not 0 < rate < math.inf:
+                raise ConfigError(f"the learning rate of {name} must be positive, not {rate}")
+        if objective.adversarial is not None:
+            objective.adversarial.judge_of(codec.compressor.latent_channels)
         if "psnr" not in self.metrics:
             raise ConfigError("metrics must name psnr: checkpoints are compared by rate and distortion")
         self.results: list[LevelResult] = []
@@ -199,10 +209,16 @@ class LitCodec(L.LightningModule):
         self._metric_objects: list[ImageMetric] | None = None
         self._watch = LossWatch()
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
+        self._adversarial_state: dict[str, Any] | None = None  # of a checkpoint, until the run begins
+
+    @property
+    def objective(self) -> Objective:
+        """The loss of this stage."""
+        return self._objective[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy holds, and the running average is one: the parameters, not the trainer, optimiser or metrics."""
-        without = dict.fromkeys(("_trainer", "make_optimizer", "objective", "_metric_objects"))
+        without = dict.fromkeys(("_trainer", "make_optimizer", "_objective", "_metric_objects", "_adversarial_state"))
         return {**self.__dict__, **without, "_watch": LossWatch()}
 
     # --- training -----------------------------------------------------------------------------------------
@@ -229,7 +245,7 @@ class LitCodec(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimiser over the parameters that learn; no auxiliary one."""
-        optimizer = self.make_optimizer([p for p in self.codec.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(self._groups())
         run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
         budget = time_budget(self.trainer)
 
@@ -238,6 +254,43 @@ class LitCodec(L.LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self) -> list[Any]:
+        """Parameters that learn, apart where they have a learning rate of their own; the longest name decides."""
+        learning = {name: p for name, p in self.codec.named_parameters() if p.requires_grad}
+        groups: list[Any] = []
+        for prefix in sorted(self.learning_rates, key=len, reverse=True):
+            own = [name for name, chosen in trainable_parameters(self.codec, [prefix]).items() if chosen]
+            parameters = [learning.pop(name) for name in own if name in learning]
+            if parameters:
+                groups.append({"params": parameters, "lr": self.learning_rates[prefix]})
+        rest = list(learning.values())
+        return [{"params": rest}, *groups] if groups and rest else groups or rest
+
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        """Step the decoder, then its judge: steps of the run are the decoder's, as without one."""
+        super().optimizer_step(*arguments, **settings)
+        if self.objective.adversarial is not None:
+            group = self.trainer.optimizers[0].param_groups[0]
+            self.objective.adversarial.step(group["lr"] / group["initial_lr"], self.trainer.gradient_clip_val)
+
+    def on_fit_start(self) -> None:
+        """Have the loss's networks where the model is, and the discriminator as the checkpoint holds it."""
+        self.objective.to(self.device)
+        adversarial, saved = self.objective.adversarial, self._adversarial_state
+        self._adversarial_state = None
+        if adversarial is None:
+            return
+        if saved is not None:
+            adversarial.take_up(saved)
+        elif self.loaded_step:
+            self.print(
+                "the checkpoint holds no discriminator: a new one begins, and learns alone for "
+                f"{adversarial.warmup_steps} steps before it counts"
+            )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for tensor in adversarial.discriminator.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
 
     def on_train_start(self) -> None:
         """Say how many crops make one step, and with which learning rate: both are the user's to choose."""
@@ -279,7 +332,9 @@ class LitCodec(L.LightningModule):
         """Loss of a batch of uint8 crops; stops the run when it is not finite."""
         x = batch["image"].float() / 255
         with self._autocast():
-            parts = self.objective(self.codec, x)
+            parts, judged = self.objective.evaluate(self.codec, x)
+            if judged is not None and self.objective.adversarial is not None:
+                parts |= self.objective.adversarial.learn(*judged, accumulate=self.trainer.accumulate_grad_batches)
         loss = parts.pop("loss")
         self._watch.note(loss.detach(), parts, batch, (self.global_step, batch_idx))
         if self.device.type == "cpu":  # where a look costs nothing
@@ -314,8 +369,10 @@ class LitCodec(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save nothing that a loss which was not finite has spoilt."""
+        """Save nothing that a loss which was not finite has spoilt; the discriminator lies beside the model."""
         self._stop_if_not_finite()
+        if self.objective.adversarial is not None:
+            checkpoint["adversarial"] = self.objective.adversarial.to_save()
 
     def on_validation_start(self) -> None:
         """Measure no such weights either."""
@@ -325,6 +382,8 @@ class LitCodec(L.LightningModule):
         """Log the throughput of all ranks, in images per second, and the learning rate."""
         if (batch_idx + 1) % self._log_interval == 0:
             self._stop_if_not_finite()
+            if self.objective.adversarial is not None and "train/discriminator" in self.trainer.logged_metrics:
+                self.objective.adversarial.check(float(self.trainer.logged_metrics["train/discriminator"]))
         start, images = self._clock
         images += len(batch["image"])
         if (batch_idx + 1) % self._log_interval == 0:
@@ -354,6 +413,7 @@ class LitCodec(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remember which step the weights are of, for the names of reports."""
         self.loaded_step = int(checkpoint.get("global_step", 0))
+        self._adversarial_state = checkpoint.get("adversarial")
 
     # --- evaluation ---------------------------------------------------------------------------------------
 

@@ -11,5 +11,5 @@ from gic.losses import PerceptualTerm
 class CoarseDistance(PerceptualTerm):
     """Absolute difference of the images at a quarter of their size."""
 
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return (F.avg_pool2d(x_hat, 4) - F.avg_pool2d(x, 4)).abs().flatten(1).mean(1)

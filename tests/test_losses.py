@@ -16,6 +16,7 @@ from gic.errors import ConfigError
 from gic.losses import Objective, PerceptualTerm, mean_squared_error, psnr, rate_distortion_lambda
 from gic.model import Codec, trainable_parameters
 from gic.reverse import ReverseUNet
+from gic.training import LitCodec
 
 Q = torch.tensor([0.5, 2.0, 8.0])
 
@@ -29,7 +30,7 @@ class Roughness(PerceptualTerm):
         self.network.weight.data = torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2).clone()
         self.network.requires_grad_(False)
 
-    def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return (self.network(x_hat) - self.network(x)).abs().flatten(1).mean(1)
 
 
@@ -220,14 +221,24 @@ def test_the_networks_of_terms_are_neither_trained_nor_saved_with_the_codec() ->
     objective = Objective(realism=(1.0,), terms={"roughness": Roughness()})
     objective(codec, images(), Q)["loss"].backward()
     assert set(codec.state_dict()) == names
-    assert not isinstance(objective, nn.Module) and not isinstance(objective.terms["roughness"], nn.Module)
+    lit = LitCodec(codec, objective)
+    assert lit.objective is objective
+    assert set(lit.state_dict()) == {f"codec.{name}" for name in names}
 
-    class Holder(nn.Module):
+
+def test_a_network_that_a_term_holds_moves_with_it_and_is_no_part_of_it() -> None:
+    class Held(PerceptualTerm):
         def __init__(self) -> None:
             super().__init__()
-            self.codec, self.objective = codec, objective
+            self.hold(nn.Conv2d(3, 1, 1))
 
-    assert set(Holder().state_dict()) == {f"codec.{name}" for name in names}
+        def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+            return self.network(x_hat - x).square().flatten(1).mean(1)  # type: ignore[no-any-return]
+
+    objective = Objective(terms={"held": Held()})
+    assert not list(objective.parameters()) and not objective.state_dict()
+    objective.to(torch.float64)
+    assert objective.terms["held"].network.weight.dtype == torch.float64
 
 
 # --- the reverse loss -------------------------------------------------------------------------------------

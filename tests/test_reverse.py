@@ -193,3 +193,73 @@ def test_extreme_latents_give_finite_results_and_gradients(dtype: torch.dtype) -
     F.mse_loss(d, torch.zeros_like(d)).backward()
     for t in (mu, sigma, *network.parameters()):
         assert t.grad is not None and bool(torch.isfinite(t.grad).all())
+
+
+# --- second weights, for realism --------------------------------------------------------------------------------------
+
+
+def realistic(seed: int = 0) -> ReverseUNet:
+    torch.manual_seed(seed)
+    network = ReverseUNet(CHANNELS, widths=(8, 16), blocks=(1, 1), embedding=16, attention=True, realistic=True)
+    return awake(network, 0.05)
+
+
+def test_second_weights_begin_at_nothing_and_also_where_a_file_has_none() -> None:
+    plain = awake(tiny())
+    torch.manual_seed(1)
+    second = ReverseUNet(CHANNELS, widths=(8, 16), blocks=(1, 1), embedding=16, attention=True, realistic=True)
+    second.load_state_dict(plain.state_dict())
+    y, mu, sigma = prior()
+    inputs = (y, mu, sigma.log(), Q.log())
+    for r in (0.0, 0.5, 1.0):
+        for network in (second.eval(), second.train()):
+            for one, other in zip(network(*inputs, r), plain(*inputs), strict=True):
+                assert torch.equal(one, other)
+    damaged = {name: weights for name, weights in second.state_dict().items() if name != "realistic.enter.weight"}
+    with pytest.raises(RuntimeError, match=r"realistic\.enter\.weight"):
+        second.load_state_dict(damaged)
+
+
+def test_r_goes_from_one_network_to_the_other_and_each_sample_has_its_own() -> None:
+    network = realistic().eval()
+    y, mu, sigma = prior()
+    inputs = (y, mu, sigma.log(), Q.log())
+    ends = ReverseUNet(CHANNELS, widths=(8, 16), blocks=(1, 1), embedding=16, attention=True).eval()
+    own = {name: w for name, w in network.state_dict().items() if not name.startswith("realistic.")}
+    assert network.realistic is not None
+    change = network.realistic.state_dict()
+    found = {}
+    for r in (0.0, 0.5, 1.0):
+        ends.load_state_dict({name: w + r * change[name] for name, w in own.items()})
+        found[r] = ends(*inputs)
+        for one, other in zip(network(*inputs, r), found[r], strict=True):
+            assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found[0.0][0], found[1.0][0], rtol=0.01, atol=1e-3)
+    mixed = network(*inputs, [0.0, 0.5, 0.5, 1.0])
+    for sample, r in enumerate((0.0, 0.5, 0.5, 1.0)):
+        assert torch.allclose(mixed[0][sample], found[r][0][sample], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", sde.SAMPLERS)
+def test_the_realistic_flow_stays_in_the_cell_and_r_0_knows_nothing_of_it(sampler: sde.Sampler) -> None:
+    network = realistic().eval()
+    y, mu, sigma = prior()
+    y_q = sde.forward(y, Q, quantizer="round", mu=mu)
+    ends = []
+    for r in (0.0, 1.0):
+        end = sde.reverse(denoiser(network, mu, sigma, r), y_q, Q, sampler=sampler, steps=2, realism=r)
+        if sampler not in ("sde", "restart"):  # which draw noise
+            assert in_cell(end, y_q, Q * (1 + 1e-5))
+        ends.append(end)
+    network.realistic = None
+    again = sde.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=2, realism=0.0)
+    assert torch.equal(ends[0], again)
+    assert not torch.allclose(ends[0], ends[1], atol=1e-3)
+
+
+def test_in_training_both_sets_are_in_every_graph() -> None:
+    for r in (0.0, [0.0, 0.0, 1.0, 1.0]):
+        network = realistic().train()
+        y, mu, sigma = prior()
+        sum(part.sum() for part in network(y, mu, sigma.log(), Q.log(), r)).backward()
+        assert all(weights.grad is not None for weights in network.parameters())
