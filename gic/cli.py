@@ -29,7 +29,6 @@ COMMANDS = {
     "info": ("gic.commands", "say what is in a .gic file"),
     "shards": ("gic.shards", "write WebDataset shards from folders of pictures"),
     "export": ("gic.checkpoint", "turn a training checkpoint into a small weights file"),
-    "fit-critic": ("gic.fit_critic", "train the no-reference critic of the perceptual loss"),
     "weights": ("gic.metric_weights", "list or fetch the weights that metrics need"),
 }
 USER_ERROR = 2

@@ -61,7 +61,6 @@ class WeightsFile:
         return [*places, hub_folder() / self.cache / self.names[0]]
 
 
-_WITH_GIC = str(Path(__file__).parent / "weights" / "critic")
 _INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _FILES = (
     WeightsFile(
@@ -97,7 +96,6 @@ _FILES = (
     WeightsFile("niqe", "NIQE (pyiqa)", ("niqe_modelparameters.mat",), "pyiqa"),
     WeightsFile("brisque", "BRISQUE (pyiqa)", ("brisque_svm_weights.pth",), "pyiqa"),
     WeightsFile("ilniqe", "IL-NIQE (pyiqa)", ("ILNIQE_templateModel.mat",), "pyiqa"),
-    WeightsFile("critic", "gic's critic, which comes with it", ("critic.safetensors",), _WITH_GIC),
 )
 FILES: Mapping[str, WeightsFile] = {file.key: file for file in _FILES}
 METRICS: Mapping[str, tuple[str, ...]] = {
@@ -117,7 +115,6 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "niqe": ("niqe",),
     "brisque": ("brisque",),
     "ilniqe": ("ilniqe",),
-    "critic": ("critic",),
 }
 """Metrics and the keys of the files that they need. pyiqa has more metrics, whose files it alone knows."""
 

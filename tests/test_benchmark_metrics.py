@@ -140,20 +140,6 @@ def test_jpeg_looks_worse_to_every_metric_at_hand(weights, pair):
         assert sign * metric(x_hat, x) < sign * metric(better, x), metric.info.name
 
 
-def test_the_critic_is_that_of_gic(no_network, tmp_path):
-    from gic.critic import CriticNetwork, load_critic, save_critic
-
-    path = tmp_path / "mine.safetensors"
-    save_critic(path, CriticNetwork((4, 8)), {"widths": [4, 8]})
-    metric = make_metric("critic", {"critic": str(path)})
-    x, x_hat = picture(70, 80), picture(70, 80, salt=1)
-    with torch.no_grad():
-        assert metric(x_hat, x) == pytest.approx(float(load_critic(path)(x_hat[None] / 255)))
-    assert metric.info.higher_better
-    assert not metric.needs_reference
-    assert metric(x_hat[:, :63], x[:, :63]) is None
-
-
 def test_other_metrics_of_pyiqa_keep_their_direction(no_network):
     x = picture(64, 64)
     blurred = torch.nn.functional.avg_pool2d(x.float(), 5, 1, 2).round().to(torch.uint8)
@@ -332,10 +318,10 @@ def test_means_over_kodak_are_those_measured_elsewhere(weights, shared):
 
 
 def test_without_weights_and_network_what_cannot_be_computed_is_named(no_network):
-    images, sets, missing = make_metrics([name for name in METRICS if name != "critic"])
+    images, sets, missing = make_metrics([*METRICS])
     assert [metric.info.name for metric in images] == ["psnr", "ms_ssim"]
     assert not sets
-    assert set(missing) == set(METRICS) - {"psnr", "ms_ssim", "critic"}
+    assert set(missing) == set(METRICS) - {"psnr", "ms_ssim"}
     assert all("cannot be had" in reason for reason in missing.values())
     x, x_hat = picture(170, 170), picture(170, 170, salt=1)
     assert all(metric(x_hat, x) is not None for metric in images)

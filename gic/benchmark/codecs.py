@@ -212,7 +212,7 @@ WITHOUT_INFLUENCE = (
     *("__main__", "cli", "commands", "pillow", "lightning_cli", "benchmark"),  # only call what follows
     *("training", "runs", "losses", "evaluation", "resume", "preemption", "plan"),
     *("data", "shards", "tarshards", "remote", "synthetic"),
-    *("perceptual", "metric_weights", "critic", "fit_critic", "distortions"),
+    *("perceptual", "metric_weights"),
 )
 """Modules and folders of gic that its files and pictures cannot depend on: training, its data and its judges.
 

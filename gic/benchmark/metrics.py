@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gic import __version__
 from gic.benchmark.results import MetricInfo
 from gic.errors import ConfigError, DataError, GicError, MissingExtraError, require
 from gic.images import as_float
@@ -159,29 +158,6 @@ class LPIPSMetric(ImageMetric):
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The distance, 0 for equal images."""
         return float(self._network(2 * as_float(x_hat)[None] - 1, 2 * as_float(x)[None] - 1))
-
-
-class CriticMetric(ImageMetric):
-    """The critic that comes with gic, :mod:`gic.critic`.
-
-    Args:
-        named: Files that the user names, by key.
-        device: Where it runs.
-    """
-
-    needs_reference = False
-
-    def __init__(self, named: Mapping[str, Path], device: str) -> None:
-        from gic.critic import SMALLEST, WEIGHTS, load_critic
-
-        path = find("critic", named) or WEIGHTS
-        self._network = load_critic(path).to(device)
-        self.smallest = SMALLEST
-        self.info = MetricInfo("critic", "Critic", True, "image", f"critic: gic {__version__}, {fingerprint([path])}")
-
-    def measure(self, x_hat: Tensor, x: Tensor) -> float:
-        """The score, in (0, 1)."""
-        return float(self._network(as_float(x_hat)[None]))
 
 
 class PyiqaMetric(ImageMetric):
@@ -428,8 +404,6 @@ def make_metric(
     if name in ("lpips_alex", "lpips_squeeze", "lpips_vgg"):
         net: Any = name.removeprefix("lpips_")
         return LPIPSMetric(net, named, device, download)
-    if name == "critic":
-        return CriticMetric(named, device)
     if name in ("fid", "kid", "fid768", "kid768"):
         extractors = {} if extractors is None else extractors
         dimensions: Literal[768, 2048] = 768 if name.endswith("768") else 2048
