@@ -101,6 +101,7 @@ FILES: Mapping[str, WeightsFile] = {file.key: file for file in _FILES}
 METRICS: Mapping[str, tuple[str, ...]] = {
     "psnr": (),
     "ms_ssim": (),
+    "ssimulacra2": (),
     "lpips_alex": ("lpips_alex",),
     "lpips_squeeze": ("lpips_squeeze",),
     "lpips_vgg": ("lpips_vgg",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ from gic.benchmark.metrics import (
     PATCH,
     SMALLEST,
     frechet_distance,
+    higher_better,
     make_metric,
     make_metrics,
     patches,
     squared_mmd,
 )
-from gic.errors import ConfigError, DataError
+from gic.benchmark.ssimulacra2 import ssimulacra2
+from gic.errors import ConfigError, DataError, MissingExtraError
 from gic.images import to_image, to_tensor
 from gic.metric_weights import METRICS
 
@@ -116,6 +119,58 @@ def test_lpips_takes_torchvisions_whole_file(weights, no_network, tmp_path, pair
     assert whole(x_hat, x) == make_metric("lpips_alex")(x_hat, x)
 
 
+def posterised(x):
+    return x // 24 * 24 + 12
+
+
+def blurred(x):
+    return torch.nn.functional.avg_pool2d(x.double(), 5, 1, 2).round().to(torch.uint8)
+
+
+def noisy(x):
+    noise = picture(x.shape[2], x.shape[1], "noise", 3).int() // 16 - 8
+    return (x.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def tinted(x):
+    return torch.stack([x[0], x[1], x[2] // 2])
+
+
+SSIMULACRA2 = {  # what ssimulacra2 of libjxl 0.11.2 (Debian's libjxl-devtools) prints, of the four above in this order
+    (300, 260, "smooth"): (69.319, 42.352, 80.942, 16.251),
+    (300, 260, "edges"): (79.062, -27.528, 86.329, 43.732),
+    (101, 67, "smooth"): (58.872, -5.731, 73.160, 59.706),  # five scales
+    (101, 67, "edges"): (50.825, -7.709, 69.703, -4.027),
+    (9, 40, "smooth"): (91.328, 74.746, 93.666, 98.134),  # two
+}
+
+
+@pytest.mark.parametrize("case", SSIMULACRA2)
+def test_ssimulacra2_is_that_of_libjxl(case):
+    """The tool computes in single precision, which costs it some hundredths."""
+    x = picture(*case)
+    found = [make_metric("ssimulacra2")(spoil(x), x) for spoil in (posterised, blurred, noisy, tinted)]
+    assert found == pytest.approx(SSIMULACRA2[case], abs=0.1)
+
+
+@pytest.mark.parametrize("size", [(300, 260), (101, 67), (8, 8)])
+def test_ssimulacra2_is_100_for_equals_and_falls_with_noise(size):
+    x = picture(*size)
+    noise = torch.randint(-20, 20, x.shape, generator=torch.Generator().manual_seed(0))
+    near, far = ((x + (scale * noise).int()).clamp(0, 255).to(torch.uint8) for scale in (0.2, 1.0))
+    assert ssimulacra2(x, x) == 100
+    assert ssimulacra2(far, x) < ssimulacra2(near, x) < 100
+
+
+def test_ssimulacra2_sees_a_picture_alike_from_all_sides():
+    x, x_hat = picture(75, 61), picture(75, 61, salt=1)
+    wanted = ssimulacra2(x_hat, x)
+    assert ssimulacra2(x_hat.mT, x.mT) == pytest.approx(wanted, rel=1e-9)
+    # Odd sides are halved from the left and the top, so that only even ones can be mirrored.
+    even, even_hat = x[:, :32, :64], x_hat[:, :32, :64]
+    assert ssimulacra2(even_hat.flip(-1), even.flip(-1)) == pytest.approx(ssimulacra2(even_hat, even), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("name", "file"), [("niqe", "niqe_modelparameters.mat"), ("brisque", "brisque_svm_weights.pth")]
 )
@@ -132,7 +187,9 @@ def test_statistics_of_natural_images_are_those_of_pyiqa(name, file, weights, sh
 
 def test_jpeg_looks_worse_to_every_metric_at_hand(weights, pair):
     x, x_hat = pair
-    images, _, missing = make_metrics(["psnr", "ms_ssim", "lpips_alex", "lpips_squeeze", "niqe", "brisque"])
+    images, _, missing = make_metrics(
+        ["psnr", "ms_ssim", "ssimulacra2", "lpips_alex", "lpips_squeeze", "niqe", "brisque"]
+    )
     better = jpeg(x, 60)
     assert not missing
     for metric in images:
@@ -155,6 +212,13 @@ def test_a_small_clip_serves_clipiqa(no_network, tmp_path):
     assert 0 < metric(picture(80, 64), picture(80, 64)) < 1
     assert metric.info.higher_better
     assert "mine.pt" in metric.info.identity
+
+
+def test_ssimulacra2_takes_sides_of_eight():
+    metric = make_metric("ssimulacra2")
+    x, x_hat = picture(8, 20), picture(8, 20, salt=1)
+    assert metric(x_hat, x) is not None
+    assert metric(x_hat[..., 1:], x[..., 1:]) is None
 
 
 @pytest.mark.parametrize("name", ["ms_ssim", "lpips_alex", "lpips_squeeze", "niqe"])
@@ -319,9 +383,9 @@ def test_means_over_kodak_are_those_measured_elsewhere(weights, shared):
 
 def test_without_weights_and_network_what_cannot_be_computed_is_named(no_network):
     images, sets, missing = make_metrics([*METRICS])
-    assert [metric.info.name for metric in images] == ["psnr", "ms_ssim"]
+    assert [metric.info.name for metric in images] == ["psnr", "ms_ssim", "ssimulacra2"]
     assert not sets
-    assert set(missing) == set(METRICS) - {"psnr", "ms_ssim"}
+    assert set(missing) == set(METRICS) - {"psnr", "ms_ssim", "ssimulacra2"}
     assert all("cannot be had" in reason for reason in missing.values())
     x, x_hat = picture(170, 170), picture(170, 170, salt=1)
     assert all(metric(x_hat, x) is not None for metric in images)
@@ -337,6 +401,21 @@ def test_names_and_directions(weights):
     assert infos["fid768"].label == "FID-768 (256x256 patches)"
     assert infos["psnr"].unit == "dB"
     assert len({info.identity for info in infos.values()}) == 5
+
+
+def test_the_direction_of_a_metric_is_known_without_its_weights(no_network):
+    names = [*METRICS, "ssim", "gmsd"]
+    better_higher = {"psnr", "ms_ssim", "ssimulacra2", "clipiqa", "maniqa", "musiq", "ssim"}
+    assert {name for name in names if higher_better(name)} == better_higher
+    with pytest.raises(ConfigError, match="near: lpips_alex"):
+        higher_better("lpips_alx")
+
+
+def test_the_direction_of_pyiqas_metrics_takes_pyiqa(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert higher_better("ssimulacra2")
+    with pytest.raises(MissingExtraError, match="pip install 'gic"):
+        higher_better("niqe")
 
 
 def test_identities_carry_the_hash_of_the_weights(weights, tmp_path):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAIN = ("psnr", "ms_ssim", "lpips_alex", "dists", "fid", "fid768", "musiq", "clipiqa", "niqe")
+MAIN = ("psnr", "ms_ssim", "lpips_alex", "ssimulacra2", "dists", "fid", "fid768", "musiq", "clipiqa", "niqe")
 """Metrics that the overview prefers, in this order."""
 
 OVERVIEW = 6

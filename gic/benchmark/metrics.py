@@ -21,7 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gic import __version__
 from gic.benchmark.results import MetricInfo
+from gic.benchmark.ssimulacra2 import SMALLEST as SMALLEST_SSIMULACRA2
+from gic.benchmark.ssimulacra2 import ssimulacra2
 from gic.errors import ConfigError, DataError, GicError, MissingExtraError, require
 from gic.images import as_float
 from gic.metric_weights import (
@@ -71,11 +74,13 @@ class ImageMetric(ABC):
     """A metric of one image.
 
     Attributes:
+        higher_better: Its direction, for metrics that are not pyiqa's; :func:`higher_better` gives that of any metric.
         info: What it is.
         needs_reference: Whether it compares with the original.
         smallest: Shortest side of images for which it is defined, in pixels.
     """
 
+    higher_better: ClassVar[bool]
     info: MetricInfo
     needs_reference: bool = True
     smallest: int = 1
@@ -113,7 +118,8 @@ class ImageMetric(ABC):
 class PSNR(ImageMetric):
     """Peak signal-to-noise ratio over all pixels and the three channels of 8-bit RGB."""
 
-    info = MetricInfo("psnr", "PSNR", True, "image", "psnr: mean squared error over 8-bit RGB, peak 255", "dB")
+    higher_better = True
+    info = MetricInfo("psnr", "PSNR", higher_better, "image", "psnr: mean squared error over 8-bit RGB, peak 255", "dB")
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The value in dB, infinite for equal images."""
@@ -125,16 +131,31 @@ class PSNR(ImageMetric):
 class MSSSIM(ImageMetric):
     """Multi-scale structural similarity, mean over the channels of RGB; five scales need sides above 160 pixels."""
 
+    higher_better = True
     smallest = 161
 
     def __init__(self) -> None:
         self._function = require("pytorch_msssim").ms_ssim
         identity = f"ms_ssim: pytorch-msssim {version('pytorch-msssim')}, 8-bit RGB, window 11, 5 scales"
-        self.info = MetricInfo("ms_ssim", "MS-SSIM", True, "image", identity)
+        self.info = MetricInfo("ms_ssim", "MS-SSIM", self.higher_better, "image", identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The value, 1 for equal images."""
         return float(self._function(x_hat[None].float(), x[None].float(), data_range=255))
+
+
+class SSIMULACRA2(ImageMetric):
+    """SSIMULACRA 2, see :mod:`gic.benchmark.ssimulacra2`."""
+
+    higher_better = True
+    smallest = SMALLEST_SSIMULACRA2
+    info = MetricInfo(
+        "ssimulacra2", "SSIMULACRA 2", higher_better, "image", f"ssimulacra2: version 2.1, gic {__version__}, float64"
+    )
+
+    def measure(self, x_hat: Tensor, x: Tensor) -> float:
+        """The score, 100 for equal images."""
+        return ssimulacra2(x_hat, x)
 
 
 class LPIPSMetric(ImageMetric):
@@ -147,13 +168,15 @@ class LPIPSMetric(ImageMetric):
         download: Whether missing weights may be downloaded.
     """
 
+    higher_better = False
+
     def __init__(self, net: LPIPSNetwork, named: Mapping[str, Path], device: str, download: bool) -> None:
         network, files = build_lpips(net, named, download)
         self._network = network.to(device)
         name = f"lpips_{net}"
         self.smallest = SMALLEST[name]
         identity = f"{name}: lpips {version('lpips')}, v0.1, backbone {fingerprint(files)}"
-        self.info = MetricInfo(name, f"LPIPS ({net})", False, "image", identity)
+        self.info = MetricInfo(name, f"LPIPS ({net})", self.higher_better, "image", identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The distance, 0 for equal images."""
@@ -177,7 +200,7 @@ class PyiqaMetric(ImageMetric):
         self.smallest = SMALLEST.get(name, 1)
         identity = f"{name}: pyiqa {version('pyiqa')}, {type(network.net).__name__}, {fingerprint(files)}"
         label = PYIQA_LABELS.get(name, name.upper())
-        self.info = MetricInfo(name, label, not network.lower_better, "image", identity)
+        self.info = MetricInfo(name, label, higher_better(name), "image", identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The score."""
@@ -270,6 +293,7 @@ class SetMetric(ABC):
         extractor: Features that it compares; metrics of one extractor share them.
     """
 
+    higher_better: ClassVar[bool] = False
     distance: ClassVar[str]
     """Its name without the layer."""
     method: ClassVar[str]
@@ -280,7 +304,7 @@ class SetMetric(ABC):
         layer = "" if extractor.dimensions == 2048 else str(extractor.dimensions)
         label = f"{self.distance.upper()}{'-' if layer else ''}{layer} ({PATCH}x{PATCH} patches)"
         identity = f"{self.method}; {extractor.identity}"
-        self.info = MetricInfo(f"{self.distance}{layer}", label, False, "set", identity)
+        self.info = MetricInfo(f"{self.distance}{layer}", label, self.higher_better, "set", identity)
 
     @property
     def features_identity(self) -> str:
@@ -362,6 +386,38 @@ def squared_mmd(a: Tensor, b: Tensor) -> float:
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
+_CLASSES: Mapping[str, type[ImageMetric | SetMetric]] = {
+    "psnr": PSNR,
+    "ms_ssim": MSSSIM,
+    "ssimulacra2": SSIMULACRA2,
+    "lpips_alex": LPIPSMetric,
+    "lpips_squeeze": LPIPSMetric,
+    "lpips_vgg": LPIPSMetric,
+    "fid": FID,
+    "kid": KID,
+    "fid768": FID,
+    "kid768": KID,
+}
+"""Metrics by name; all others are pyiqa's."""
+
+
+def higher_better(name: str) -> bool:
+    """Direction of a metric, without making it: its weights need not be at hand.
+
+    Raises:
+        ConfigError: If there is no such metric.
+        MissingExtraError: If it is pyiqa's, which is not installed.
+
+    >>> higher_better("psnr"), higher_better("fid768")
+    (True, False)
+    """
+    if name in _CLASSES:
+        return _CLASSES[name].higher_better
+    check_metric_name(name)
+    require("pyiqa")
+    return not require("pyiqa.default_model_configs").DEFAULT_CONFIGS[name].get("lower_better", False)
+
+
 def check_metric_name(name: str) -> None:
     """Make sure that there is such a metric.
 
@@ -401,15 +457,18 @@ def make_metric(
         return PSNR()
     if name == "ms_ssim":
         return MSSSIM()
-    if name in ("lpips_alex", "lpips_squeeze", "lpips_vgg"):
+    if name == "ssimulacra2":
+        return SSIMULACRA2()
+    kind = _CLASSES.get(name)
+    if kind is LPIPSMetric:
         net: Any = name.removeprefix("lpips_")
         return LPIPSMetric(net, named, device, download)
-    if name in ("fid", "kid", "fid768", "kid768"):
+    if kind is not None and issubclass(kind, SetMetric):
         extractors = {} if extractors is None else extractors
         dimensions: Literal[768, 2048] = 768 if name.endswith("768") else 2048
         if dimensions not in extractors:
             extractors[dimensions] = InceptionFeatures(dimensions, named, device, download)
-        return (FID if name.startswith("fid") else KID)(extractors[dimensions])
+        return kind(extractors[dimensions])
     return PyiqaMetric(name, named, device, download)
 
 
