@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +28,7 @@ from gic.images import to_tensor
 from gic.model import Codec
 
 if TYPE_CHECKING:
-    from gic.benchmark.metrics import ImageMetric
+    from gic.benchmark.metrics import ImageMetric, SetMetric
 
 BEFORE = "before.json"
 """File with the validation before the first step, in a run's folder of results."""
@@ -41,7 +44,8 @@ class LevelResult(NamedTuple):
         q: Quantisation step.
         realism: r in [0, 1].
         bits_per_pixel: Ideal code length over the original's pixels.
-        metrics: Values by name of the metric; None for images that it is not defined for.
+        metrics: Values by name of the metric; None for images that it is not defined for. Metrics that judge all images
+            together have a value in the mean alone.
     """
 
     key: str
@@ -49,6 +53,20 @@ class LevelResult(NamedTuple):
     realism: float
     bits_per_pixel: float
     metrics: Mapping[str, float | None]
+
+
+class Features(NamedTuple):
+    """Features of one image's patches, for metrics that judge all images together.
+
+    Attributes:
+        key: Name of the image.
+        original: Features (patches, D) of the original by their identity.
+        decoded: Features of the reconstructions by identity, q and realism.
+    """
+
+    key: str
+    original: Mapping[str, NDArray[np.float32]]
+    decoded: Mapping[tuple[str, float, float], NDArray[np.float32]]
 
 
 @torch.no_grad()
@@ -112,6 +130,49 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(defined) / len(defined) if len(defined) == len(values) else None
 
 
+def extract_features(
+    key: str, x: Tensor, pictures: Mapping[tuple[float, float], Tensor], metrics: Sequence[SetMetric]
+) -> Features:
+    """Features of an image and of its reconstructions, each computed once for all metrics that share them.
+
+    Args:
+        key: Name of the image.
+        x: Original (3, H, W), uint8.
+        pictures: Reconstructions by (q, r), like ``x``.
+        metrics: Metrics that judge all images together.
+    """
+    extractors = {metric.features_identity: metric.features for metric in metrics}
+    decoded = {(name, q, r): of(picture) for name, of in extractors.items() for (q, r), picture in pictures.items()}
+    return Features(key, {name: of(x) for name, of in extractors.items()}, decoded)
+
+
+def with_set_metrics(
+    means: Sequence[LevelResult], features: Sequence[Features], metrics: Sequence[SetMetric]
+) -> list[LevelResult]:
+    """Add the values of metrics that judge all images together to the means.
+
+    Args:
+        means: Means over the images at each level and realism.
+        features: Features of the same images, in any order.
+        metrics: The metrics.
+
+    Returns:
+        The means with the values; None for all where the images have fewer than two patches.
+    """
+    images = sorted(features, key=lambda image: image.key)
+    enriched = []
+    for mean in means:
+        values: dict[str, float | None] = {}
+        for metric in metrics:
+            name = metric.features_identity
+            x = np.concatenate([image.original[name] for image in images])
+            x_hat = np.concatenate([image.decoded[name, mean.q, mean.realism] for image in images])
+            value = metric.value(x_hat, x) if len(x) > 1 else math.nan
+            values[metric.info.name] = value if math.isfinite(value) else None
+        enriched.append(mean._replace(metrics={**mean.metrics, **values}))
+    return enriched
+
+
 def print_table(means: Sequence[LevelResult], title: str, before: Sequence[LevelResult] = ()) -> None:
     """Print the means as a table, one row for each level and realism.
 
@@ -131,6 +192,107 @@ def print_table(means: Sequence[LevelResult], title: str, before: Sequence[Level
         cells += [_change(None if old is None else old.metrics.get(name), m.metrics[name]) for name in names]
         table.add_row(f"{m.q:g}", f"{m.realism:g}", *cells)
     Console().print(table)
+
+
+class Tolerance(NamedTuple):
+    """How much worse a judge may find the pictures before that is more than noise; the larger bound counts.
+
+    Attributes:
+        relative: Share of the earlier value.
+        absolute: In the metric's own unit.
+    """
+
+    relative: float
+    absolute: float
+
+
+JUDGES: Mapping[str, Tolerance] = {
+    "lpips_alex": Tolerance(0.05, 0.005),
+    "lpips_squeeze": Tolerance(0.05, 0.005),
+    "lpips_vgg": Tolerance(0.05, 0.005),
+    "dists": Tolerance(0.05, 0.005),
+    "ssimulacra2": Tolerance(0.0, 2.0),  # a scale without zero
+    "niqe": Tolerance(0.05, 0.1),
+    "fid": Tolerance(0.05, 0.0),
+    "fid768": Tolerance(0.05, 0.0),
+    "kid": Tolerance(0.1, 0.0005),  # near zero, and below it, by chance
+    "kid768": Tolerance(0.1, 0.0001),
+}
+"""Metrics of how pictures look. What is not in the loss judges what the loss has made of them.
+
+PSNR and MS-SSIM are not among them: perception costs distortion, and everybody knows it. The same images are measured
+before and after, so that the bounds allow for the scatter of training from one validation to the next, not of images.
+"""
+IMPROVED = 0.01
+"""Share by which a metric of the loss must have got better before anything is held against it."""
+
+
+def gaming(
+    before: Sequence[LevelResult], after: Sequence[LevelResult], trained: Sequence[str] = ("lpips_alex",)
+) -> list[str]:
+    """Find where the loss's own metrics got better while judges that are not in the loss got clearly worse.
+
+    Args:
+        before: Earlier means.
+        after: Later means.
+        trained: Metrics that the loss holds.
+
+    Returns:
+        A line for each level, realism above 0 and judge; none where all is well.
+
+    Raises:
+        ConfigError: If there is no metric of a name in ``trained``.
+        MissingExtraError: If the direction of a metric takes a package that is missing.
+    """
+    from gic.benchmark.metrics import higher_better
+
+    def gain(name: str, old: LevelResult, new: LevelResult) -> float:
+        """How much better a metric got, in its unit; 0 where it was not measured."""
+        first, last = old.metrics.get(name), new.metrics.get(name)
+        if first is None or last is None:
+            return 0.0
+        return last - first if higher_better(name) else first - last
+
+    def change(name: str, old: LevelResult, new: LevelResult) -> str:
+        return f"{name} {_change(old.metrics[name], new.metrics[name])}"
+
+    earlier = {(m.q, m.realism): m for m in before}
+    lines = []
+    for new in sorted(after, key=lambda m: (m.q, m.realism)):
+        old = earlier.get((new.q, new.realism))
+        if old is None or new.realism <= 0:
+            continue
+        better = [name for name in trained if gain(name, old, new) > IMPROVED * abs(old.metrics.get(name) or 0.0)]
+        for name, tolerance in JUDGES.items():
+            if not better or name in trained:
+                continue
+            bound = max(tolerance.relative * abs(old.metrics.get(name) or 0.0), tolerance.absolute)
+            if -gain(name, old, new) > bound:
+                won = ", ".join(change(metric, old, new) for metric in better)
+                lines.append(f"q {new.q:g}, r {new.realism:g}: {won} got better, {change(name, old, new)} got worse")
+    return lines
+
+
+def print_changes(
+    before: Sequence[LevelResult], after: Sequence[LevelResult], title: str, trained: Sequence[str]
+) -> None:
+    """Print later means beside earlier ones, and a warning where they speak of :func:`gaming`.
+
+    Args:
+        before: Earlier means.
+        after: Later means.
+        title: Heading of the table.
+        trained: Metrics that the loss holds.
+    """
+    print_table(after, title, before)
+    lines = gaming(before, after, trained)
+    if lines:
+        print("WARNING: what the loss measures got better, and judges that are not in the loss got worse:")
+        print("\n".join(f"  {line}" for line in lines))
+        print(
+            "The codec may be gaming its loss: making what the loss likes instead of better pictures. Look at the "
+            "grids, and try less weight for the perceptual term or an earlier checkpoint."
+        )
 
 
 def _change(before: float | None, now: float | None) -> str:
@@ -173,8 +335,13 @@ def load_means(path: Path) -> list[LevelResult]:
         raise ConfigError(f"{path} is no file of validation results: {error}") from error
 
 
-def newest_means(run: Path) -> list[LevelResult]:
-    """Means of the last validation of a run, given its folder.
+def trained_on(path: Path) -> list[str]:
+    """Metrics in the loss of the run that has written a file of validation results; LPIPS where it does not say."""
+    return list(json.loads(path.read_text()).get("trained_on", ["lpips_alex"]))
+
+
+def newest_results(run: Path) -> Path:
+    """File of the last validation of a run, given its folder.
 
     Raises:
         ConfigError: If it has left none.
@@ -182,7 +349,7 @@ def newest_means(run: Path) -> list[LevelResult]:
     files = sorted((run / "results").glob("val-*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not files:
         raise ConfigError(f"there are no validation results in {run / 'results'}")
-    return load_means(files[-1])
+    return files[-1]
 
 
 def grid_picture(x: Tensor, results: Sequence[LevelResult], pictures: dict[tuple[float, float], Tensor]) -> Tensor:
@@ -228,7 +395,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         before = load_means(Path(argv[0]) / "results" / BEFORE)
-        print_table(newest_means(Path(argv[-1])), f"{argv[0]} -> {argv[-1]}", before)
+        last = newest_results(Path(argv[-1]))
+        print_changes(before, load_means(last), f"{argv[0]} -> {argv[-1]}", trained_on(last))
     except GicError as error:
         print(f"gic.evaluation: {error}", file=sys.stderr)
         return error.exit_code

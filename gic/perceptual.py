@@ -150,6 +150,7 @@ class LPIPS(PerceptualTerm):
 
     def __init__(self, weight: float = 1.0, net: LPIPSNetwork = "alex", backbone: str | None = None) -> None:
         super().__init__(weight)
+        self.metric = f"lpips_{net}"
         self.hold(lpips_network(net, backbone))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,19 @@ from torch import Tensor
 
 from gic.data import TrainLoader
 from gic.errors import ConfigError, DataError, GicError
-from gic.evaluation import BEFORE, LevelResult, evaluate_image, grid_picture, mean_by_level, print_table, save_json
+from gic.evaluation import (
+    BEFORE,
+    Features,
+    LevelResult,
+    evaluate_image,
+    extract_features,
+    grid_picture,
+    mean_by_level,
+    print_changes,
+    print_table,
+    save_json,
+    with_set_metrics,
+)
 from gic.images import to_image
 from gic.losses import Objective
 from gic.model import Codec, parameter_counts, trainable_parameters
@@ -33,7 +45,7 @@ from gic.resume import CheckpointError, WholeFiles, newest_first
 from gic.runs import logger_folder, run_folder, time_budget
 
 if TYPE_CHECKING:
-    from gic.benchmark.metrics import ImageMetric
+    from gic.benchmark.metrics import ImageMetric, SetMetric
 
 
 class NonFiniteLossError(GicError, ArithmeticError):
@@ -146,7 +158,8 @@ class LitCodec(L.LightningModule):
         levels: Levels q at which validation measures.
         realism: Values of r at which it measures.
         metrics: What it measures, by the names of ``gic weights``; better not only what the objective holds, so that a
-            codec that games its own loss is found out.
+            codec that games its own loss is found out (:func:`gic.evaluation.gaming`). FID and KID compare the patches
+            of all images at each level and realism.
         autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it, ``bfloat16`` on any device; ``off``
             stays in float32.
         compile: Translate the networks with ``torch.compile`` for training, where that works; a warning says so where
@@ -201,12 +214,13 @@ class LitCodec(L.LightningModule):
         self.results: list[LevelResult] = []
         self.before: list[LevelResult] = []
         self.latest: list[LevelResult] = []
+        self.features: list[Features] = []
         self.failures: list[str] = []
         self.grids: list[tuple[str, Tensor]] = []
         self.skipped: dict[str, int] = {}
         self.output_dir = Path()
         self.loaded_step = 0
-        self._metric_objects: list[ImageMetric] | None = None
+        self._metric_objects: tuple[list[ImageMetric], list[SetMetric]] | None = None
         self._watch = LossWatch()
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
         self._adversarial_state: dict[str, Any] | None = None  # of a checkpoint, until the run begins
@@ -423,6 +437,7 @@ class LitCodec(L.LightningModule):
             return
         x = batch["image"].to(self.device)
         want_grid = len(self.grids) < self.grid_images
+        image_metrics, set_metrics = self._judges()
         with self._autocast(), self._as_written():
             results, pictures = evaluate_image(
                 self.codec,
@@ -430,29 +445,30 @@ class LitCodec(L.LightningModule):
                 batch["key"],
                 self.levels,
                 self.realism,
-                self._judges(),
+                image_metrics,
                 seed=zlib.crc32(batch["key"].encode()),
             )
         self.results += results
+        if set_metrics:
+            self.features.append(extract_features(batch["key"], x, pictures, set_metrics))
         if want_grid:
             self.grids.append((batch["key"], grid_picture(x, results, pictures)))
 
-    def _gather(self, items: list[Any]) -> list[Any]:
+    def _gather(self, items: list[Any], order: Callable[[Any], Any] | None = None) -> list[Any]:
         """Items of all ranks, in an order that does not depend on how they were shared out."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             lists: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(lists, items)
             items = [item for part in lists for item in part]
-        return sorted(items)
+        return sorted(items, key=order)
 
-    def _judges(self) -> list[ImageMetric]:
+    def _judges(self) -> tuple[list[ImageMetric], list[SetMetric]]:
         """The metrics, made at first use; those that cannot be had are named once."""
         if self._metric_objects is None:
             from gic.benchmark.metrics import make_metrics
 
-            self._metric_objects, sets, missing = make_metrics(self.metrics, None, str(self.device))
-            if sets:
-                raise ConfigError(f"{sets[0].info.name} judges sets of files: it is for gic test, not for validation")
+            images, sets, missing = make_metrics(self.metrics, None, str(self.device))
+            self._metric_objects = images, sets
             for name, reason in missing.items():
                 self.print(f"not computed: {name}: {reason}")
         return self._metric_objects
@@ -461,6 +477,7 @@ class LitCodec(L.LightningModule):
         """Gather, log, print and save what validation measured."""
         results = self._gather(self.results)
         failures = self._gather(self.failures)
+        features = self._gather(self.features, lambda image: image.key)  # on every rank, with images or without
         if not results:
             detail = f"; the first of {len(failures)} failures: {failures[0]}" if failures else ""
             raise DataError(f"no image could be evaluated: check the data section of the config{detail}")
@@ -470,6 +487,11 @@ class LitCodec(L.LightningModule):
                 f"{len(failures)} of the images could not be read, so the means are not given: {failures[0]}"
             )
         means = mean_by_level(results)
+        _, set_metrics = self._judges()
+        means = with_set_metrics(means, features, set_metrics)
+        if set_metrics and all(mean.metrics[set_metrics[0].info.name] is None for mean in means):
+            names = ", ".join(metric.info.name for metric in set_metrics)
+            self.print(f"not computed: {names}: it takes two patches of 256 x 256 pixels among the validation images")
         self.before = self.before or means
         self.latest = means
         for mean in means:
@@ -490,7 +512,7 @@ class LitCodec(L.LightningModule):
             save_json(self.output_dir / "results" / BEFORE, results, means, about)
         elif self.trainer.is_global_zero:
             self._report(results, means)
-        self.results, self.failures, self.grids = [], [], []
+        self.results, self.features, self.failures, self.grids = [], [], [], []
         if failures:
             self.print(f"{len(failures)} validation images could not be read; the first: {failures[0]}")
 
@@ -499,7 +521,10 @@ class LitCodec(L.LightningModule):
         name = f"val-{step:06d}"
         print_table(means, f"{name}: {len({r.key for r in results})} images, ideal code length")
         path = self.output_dir / "results" / f"{name}.json"
-        save_json(path, results, means, {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")})
+        about: dict[str, Any] = {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")}
+        if self.trainer.state.fn == "fit":
+            about["trained_on"] = self._trained_on()
+        save_json(path, results, means, about)
         self.print(f"written: {path}")
         if self.grids:
             folder = self.output_dir / "grids"
@@ -516,7 +541,12 @@ class LitCodec(L.LightningModule):
     def on_fit_end(self) -> None:
         """Show what this run changed, metrics that were not in its loss included."""
         if self.trainer.is_global_zero and self.before and self.latest is not self.before:
-            print_table(self.latest, "first validation of this run -> last", self.before)
+            print_changes(self.before, self.latest, "first validation of this run -> last", self._trained_on())
+
+    def _trained_on(self) -> list[str]:
+        """Names of the metrics that the loss holds."""
+        names = [getattr(term, "metric", None) for term in self.objective.terms.values()]
+        return [name for name in names if isinstance(name, str)]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
