@@ -41,11 +41,11 @@ def test_every_stage_trains_on_two_processes_that_look_for_no_unused_parameters(
     # PyTorch raises in the second step if a parameter that learns had no gradient in the first.
     term = ["--model.objective.init_args.terms", "{coarse: {class_path: terms.CoarseDistance}}"]
     runs = []
-    for stage in ("compressor", "reverse", "perceptual", "joint"):
+    for stage in ("compressor", "reverse", "perceptual", "joint", "adversarial"):
         words = ["fit", "--config", str(CONFIGS / "stages" / f"{stage}.yaml"), *strategy("ddp")]
         words += [*tiny(pictures, *DDP[:2])[3:], "--trainer.strategy.init_args.start_method", "fork"]
         # LPIPS needs weights that are not at hand everywhere; a term of our own stands in for it.
-        words += term if stage in ("perceptual", "joint") else []
+        words += term if stage in ("perceptual", "joint", "adversarial") else []
         words += ["--model.codec.init_args.compressor.init_args.realistic_stages", "2"]
         runs.append([*words, "--trainer.num_sanity_val_steps", "0", *LOSSES])
     script = "import json, sys; from gic.lightning_cli import make_cli; [make_cli(w) for w in json.load(sys.stdin)]"
