@@ -32,6 +32,8 @@ COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 """Luma and two colour differences of R, G, B, before they are scaled to length 1: orthogonal."""
 _COLOUR_WIDTH = 3.0
 """A colour difference at frequency f counts like luma at this many times f."""
+_LATE = 170
+"""Row 10, column 10 of luma: the one coefficient that follows its equals in rank for no reason but history."""
 _ENERGY = (2.2, 1.0, 0.5)
 """Standard deviation at frequency 1 of photographs in [0, 1]; it falls as f^-1.5."""
 _SCALE, _SCALE_POWER = 2.28, 0.4
@@ -66,6 +68,23 @@ def prefilter(n: int) -> Tensor:
     return butterfly @ torch.cat([butterfly[:h], rotation @ butterfly[h:]])
 
 
+def order() -> list[int]:
+    """Numbers ``256 colour + 16 row + column`` of all coefficients of a block, from low to high frequency.
+
+    Weights depend on it, so it must be the same everywhere. Python's square root is rounded correctly on every machine;
+    PyTorch's, by which this order was first made, is not where it comes from MKL, and put :data:`_LATE` behind the
+    coefficients of its own rank.
+    """
+
+    def rank(number: int) -> tuple[float, bool]:
+        colour, place = divmod(number, BLOCK**2)
+        row, column = divmod(place, BLOCK)
+        frequency = math.sqrt((row + 0.5) ** 2 + (column + 0.5) ** 2)
+        return (_COLOUR_WIDTH if colour else 1.0) * frequency, number == _LATE
+
+    return sorted(range(3 * BLOCK**2), key=rank)
+
+
 class LappedTransform(nn.Module):
     """Image to coefficients and back; nothing of it is learned or saved.
 
@@ -79,6 +98,7 @@ class LappedTransform(nn.Module):
         scale: Factor on each coefficient, (M,).
         coarse_scale: The same for the means, (K, 4, 4).
         means: Channels of these means, K numbers, one for each colour that is kept.
+        kept: Number of each channel's coefficient, ``256 colour + 16 row + column``, M whole numbers.
 
     Raises:
         ConfigError: If ``channels`` does not lie in 1 ... 768.
@@ -107,10 +127,9 @@ class LappedTransform(nn.Module):
         basis = torch.einsum("kc,ui,vj->kuvcij", colours, dct(BLOCK), dct(BLOCK))
         basis = basis.reshape(3 * BLOCK**2, 3 * BLOCK**2)
         frequency = _frequencies(BLOCK).flatten()
-        rank = torch.cat([frequency, _COLOUR_WIDTH * frequency, _COLOUR_WIDTH * frequency])
         deviation = torch.cat([energy * frequency**-1.5 for energy in _ENERGY])
-        kept = rank.argsort(stable=True)[:channels]
-        place = {number: channel for channel, number in enumerate(kept.tolist())}
+        self.kept = kept = order()[:channels]
+        place = {number: channel for channel, number in enumerate(self.kept)}
         colour_of_mean = [colour for colour in range(3) if colour * BLOCK**2 in place]
         self.means = [place[colour * BLOCK**2] for colour in colour_of_mean]
         coarse = (_frequencies(SUPER_BLOCK) / SUPER_BLOCK) ** -1.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from gic.codec import ImageCodec
 from gic.compressor import LAPPED_SIGMA_MAX, Compressor
 from gic.errors import ConfigError
 from gic.images import as_float
-from gic.lapped import BLOCK, LappedTransform, dct, prefilter
+from gic.lapped import BLOCK, LappedTransform, dct, order, prefilter
 from gic.model import Codec
 from gic.reverse import ReverseUNet
 
@@ -149,6 +150,15 @@ def test_an_untrained_codec_is_the_linear_one() -> None:
     length = 0.5 * BLOCK * math.sqrt(3)
     difference = codec.compressor.synthesise(y) - transform.inverse(expected) - 0.5
     assert float(difference.abs().max()) < rounding(TERMS, length)
+
+
+def test_the_order_of_the_channels_is_that_of_the_weights_that_ship() -> None:
+    """By whole numbers, but for coefficients of one rank, whose order is what rounding made of it."""
+    rank = [(9 if n >= 256 else 1) * ((2 * (n // 16 % 16) + 1) ** 2 + (2 * (n % 16) + 1) ** 2) for n in order()]
+    assert rank == sorted(rank) and len(set(order())) == 768
+    assert order()[208:215] == [46, 226, 307, 563, 170, 62, 155]
+    digest = hashlib.sha256(str(order()).encode()).hexdigest()
+    assert digest == "1df3c8f8a89abf0f8ac71540dd444c79eb15d54b35b7640898d83e0284e1ff21"
 
 
 @torch.no_grad()
