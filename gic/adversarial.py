@@ -278,12 +278,12 @@ class Adversarial(nn.Module):
             rate: Learning rate relative to ``lr``.
             clip: Bound on the norm of the gradient.
         """
-        weights = [each for each in self.discriminator.parameters() if each.grad is not None]
-        if not weights:
-            return  # no sample had r > 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for each in weights:
-                assert each.grad is not None
+        weights = list(self.discriminator.parameters())
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        for each in weights:
+            if each.grad is None:  # no sample of this process had r > 0; others wait for it all the same
+                each.grad = torch.zeros_like(each)
+            if shared:
                 torch.distributed.all_reduce(each.grad)
                 each.grad /= torch.distributed.get_world_size()
         if clip:

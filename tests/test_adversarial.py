@@ -375,13 +375,14 @@ def test_modules_may_have_learning_rates_of_their_own(words: list[str]) -> None:
 
 
 def test_two_processes_train_discriminator_and_codec_as_one_does(words: list[str], tmp_path: Path) -> None:
-    # Two ranks draw what one rank with two workers does, in batches that alternate.
+    # Two ranks draw what one rank with two workers does, in batches that alternate. Not every batch has r > 0.
     runs = {
         "two": [*DDP, "--data.num_workers", "1"],
         "one": ["--data.num_workers", "2", "--trainer.accumulate_grad_batches", "2"],
     }
     for name, more in runs.items():
         common = ["--data.batch_size", "1", "--trainer.max_steps", "3", "--data.batches_per_epoch", "8"]
+        common += ["--model.objective.init_args.realism", "[0.0, 1.0]"]
         process = start([*words, *common, *more, *callback_words()], tmp_path / name)
         assert finish(process) == 0, (tmp_path / name / "out").read_text()[-3000:]
     alone = [2 * float.fromhex(loss) for _, loss in losses(tmp_path / "one")]
