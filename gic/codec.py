@@ -296,7 +296,7 @@ class ImageCodec:
 
         def reconstruct(latents: Latent, place: Tile) -> Tensor:
             y_hat = sde.reverse(
-                denoiser(self.model.reverse, latents.mu, latents.sigma),
+                denoiser(self.model.reverse, latents.mu, latents.sigma, r),
                 latents.y_q,
                 latents.q,
                 realism=r,

@@ -19,7 +19,7 @@ from bounds import rounding
 from fuzz import fuzz, sealed
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from small import KINDS, all_symbols, array, picture, small_codec, small_model
+from small import KINDS, all_symbols, array, formula, picture, small_codec, small_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +30,7 @@ from gic.entropy import OFFSETS, dither_values, level_code, level_value
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.fileformat import MAX_METADATA, NO_METADATA, Metadata, Payload, pack, unpack
 from gic.model import SKIP_BELOW
+from gic.reverse import ReverseUNet
 
 QUANTIZERS = ("round", "dither")
 SIZES = [(1, 1), (1, 7), (17, 1), (15, 16), (40, 30), (65, 63), (64, 128), (129, 127), (300, 517)]
@@ -473,6 +474,25 @@ def test_the_same_seed_decodes_alike_and_realism_changes_the_picture(codec) -> N
     least, most = (codec.decompress_tensor(data, realism=r) for r in (0.0, 1.0))
     assert not torch.equal(least, most)
     assert torch.equal(least, codec.decompress_tensor(data, sampler="mean"))
+
+
+def test_the_realism_of_u_reaches_decoded_files() -> None:
+    model = small_model()
+    plain = model.reverse.state_dict()
+    pictures = {}
+    for change in (0.0, 0.2):
+        model.reverse = ReverseUNet(8, widths=(8,), blocks=(1,), realistic=True).eval()
+        model.reverse.load_state_dict(plain)
+        assert model.reverse.realistic is not None
+        with torch.no_grad():
+            for number, weights in enumerate(model.reverse.realistic.parameters()):
+                weights.copy_(change * formula(tuple(weights.shape), number))
+        codec = ImageCodec(model, "cpu")
+        data = codec.compress(picture(90, 70, "noise"), q=6.0)
+        for r in (0.0, 1.0):
+            pictures[change, r] = codec.decompress_tensor(data, realism=r)
+    assert torch.equal(pictures[0.0, 0.0], pictures[0.2, 0.0])
+    assert not torch.equal(pictures[0.0, 1.0], pictures[0.2, 1.0])
 
 
 # --- metadata -------------------------------------------------------------------------------------------------
