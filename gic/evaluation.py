@@ -208,6 +208,7 @@ class Tolerance(NamedTuple):
 
 JUDGES: Mapping[str, Tolerance] = {
     "lpips_alex": Tolerance(0.05, 0.005),
+    "lpips_alex_moved": Tolerance(0.05, 0.005),
     "lpips_squeeze": Tolerance(0.05, 0.005),
     "lpips_vgg": Tolerance(0.05, 0.005),
     "dists": Tolerance(0.05, 0.005),

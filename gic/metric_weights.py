@@ -103,6 +103,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "ms_ssim": (),
     "ssimulacra2": (),
     "lpips_alex": ("lpips_alex",),
+    "lpips_alex_moved": ("lpips_alex",),
     "lpips_squeeze": ("lpips_squeeze",),
     "lpips_vgg": ("lpips_vgg",),
     "dists": ("dists", "dists_vgg"),

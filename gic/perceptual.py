@@ -6,6 +6,7 @@ The metrics' networks come from lpips and pyiqa, which are imported when a term 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,17 +147,24 @@ class LPIPS(PerceptualTerm):
         weight: Factor in the loss.
         net: Backbone, ``alex``, ``vgg`` or ``squeeze``.
         backbone: Local file of the backbone, see :func:`lpips_network`.
+        moved: Judge both images :func:`moved` at random, so that what is learned is not the grid of the backbone.
     """
 
-    def __init__(self, weight: float = 1.0, net: LPIPSNetwork = "alex", backbone: str | None = None) -> None:
+    def __init__(
+        self, weight: float = 1.0, net: LPIPSNetwork = "alex", backbone: str | None = None, moved: bool = False
+    ) -> None:
         super().__init__(weight)
         self.metric = f"lpips_{net}"
+        self.moved = moved
         self.hold(lpips_network(net, backbone))
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """Distance of each image, (B,), 0 for identical images."""
         with torch.autocast(x.device.type, enabled=False):
-            distance: Tensor = self.network(2 * x_hat.float() - 1, 2 * x.float() - 1)
+            x_hat, x = x_hat.float(), x.float()
+            if self.moved:
+                x_hat, x = moved(x_hat, x)
+            distance: Tensor = self.network(2 * x_hat - 1, 2 * x - 1)
         return distance.flatten(1).mean(1)
 
 
@@ -234,3 +242,32 @@ def _random_crop(image: Tensor, side: int) -> Tensor:
     top = int(torch.randint(height - side + 1, ()))
     left = int(torch.randint(width - side + 1, ()))
     return image[..., top : top + side, left : left + side]
+
+
+def moved(*images: Tensor, shift: int = 8, scale: float = 1.4) -> tuple[Tensor, ...]:
+    """Images shifted, mirrored and, half the time, resized, all alike at random (E-LPIPS, arXiv 1906.03973).
+
+    A network of stride 4 meets each pixel of a codec's block in the same place of its stride, and a decoder learns to
+    please it there: LPIPS falls, and rises again as soon as the picture is moved by a pixel.
+
+    Args:
+        images: (B, 3, H, W) each, of one size.
+        shift: Most pixels that are cut off at the top and at the left, and as many in all.
+        scale: Sides are resized by a factor between 1 / scale and scale, log-uniform; none to less than 64 pixels.
+
+    Returns:
+        The images, differentiable.
+    """
+    top, left = (int(torch.randint(shift + 1, ())) for _ in range(2))
+    height, width = (side - shift for side in images[0].shape[-2:])
+    flips = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
+    resized = bool(torch.rand(()) < 0.5)
+    factor = math.exp((2 * float(torch.rand(())) - 1) * math.log(scale))
+    size = (max(round(height * factor), min(height, 64)), max(round(width * factor), min(width, 64)))
+    out = []
+    for image in images:
+        part = image[..., top : top + height, left : left + width].flip(flips)
+        if resized:
+            part = F.interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=factor < 1)
+        out.append(part)
+    return tuple(out)

@@ -188,13 +188,21 @@ def test_statistics_of_natural_images_are_those_of_pyiqa(name, file, weights, sh
 def test_jpeg_looks_worse_to_every_metric_at_hand(weights, pair):
     x, x_hat = pair
     images, _, missing = make_metrics(
-        ["psnr", "ms_ssim", "ssimulacra2", "lpips_alex", "lpips_squeeze", "niqe", "brisque"]
+        ["psnr", "ms_ssim", "ssimulacra2", "lpips_alex", "lpips_alex_moved", "lpips_squeeze", "niqe", "brisque"]
     )
     better = jpeg(x, 60)
     assert not missing
     for metric in images:
         sign = 1 if metric.info.higher_better else -1
         assert sign * metric(x_hat, x) < sign * metric(better, x), metric.info.name
+
+
+def test_moved_lpips_is_lpips_without_the_first_rows_and_columns(weights, pair):
+    x, x_hat = pair
+    plain, free = make_metric("lpips_alex"), make_metric("lpips_alex_moved")
+    assert free(x_hat, x) == plain(x_hat[:, 2:, 2:], x[:, 2:, 2:]) != plain(x_hat, x)
+    assert (free.info.name, free.info.label) == ("lpips_alex_moved", "LPIPS (alex), moved")
+    assert free.info.identity != plain.info.identity
 
 
 def test_other_metrics_of_pyiqa_keep_their_direction(no_network):
@@ -221,7 +229,7 @@ def test_ssimulacra2_takes_sides_of_eight():
     assert metric(x_hat[..., 1:], x[..., 1:]) is None
 
 
-@pytest.mark.parametrize("name", ["ms_ssim", "lpips_alex", "lpips_squeeze", "niqe"])
+@pytest.mark.parametrize("name", ["ms_ssim", "lpips_alex", "lpips_alex_moved", "lpips_squeeze", "niqe"])
 def test_the_smallest_image_is_the_smallest_that_the_library_takes(name, weights):
     metric = make_metric(name)
     side = metric.smallest

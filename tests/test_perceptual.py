@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gic.errors import ConfigError
 from gic.losses import Objective
-from gic.perceptual import LPIPS, NoReference, _random_crop, lpips_network
+from gic.perceptual import LPIPS, NoReference, _random_crop, lpips_network, moved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -130,6 +130,45 @@ def test_the_wrong_backbone_is_refused(shared):
 def test_a_missing_backbone_is_named():
     with pytest.raises(ConfigError, match=r"nowhere\.pth"):
         lpips_network("alex", "nowhere.pth")
+
+
+def test_moved_images_stay_beside_each_other_and_meet_every_place_of_a_stride():
+    rows, columns = torch.meshgrid(torch.arange(80.0), torch.arange(96.0), indexing="ij")
+    x = torch.stack([rows, columns, torch.zeros(80, 96)])[None]
+    corners, directions, sizes = set(), set(), set()
+    torch.manual_seed(0)
+    for _ in range(200):
+        a, b = moved(x, x + 1)
+        assert torch.allclose(a + 1, b, atol=1e-4)
+        sizes.add(tuple(a.shape[-2:]))
+        if a.shape[-2:] == (72, 88):
+            directions.add(tuple(int(v) for v in (a[0, :2, -1, -1] - a[0, :2, 0, 0]).sign()))
+            corners.add(tuple(int(v) for v in a[0, :2].amin((1, 2))))
+    assert directions == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
+    assert {top % 4 for top, _ in corners} == {left % 4 for _, left in corners} == {0, 1, 2, 3}
+    assert min(corners) >= (0, 0) and max(corners) <= (8, 8)
+    assert all(64 <= h <= 72 * 1.4 + 1 and 64 <= w <= 88 * 1.4 + 1 for h, w in sizes) and len(sizes) > 20
+
+
+def test_what_pleases_the_grid_of_the_backbone_pleases_moved_lpips_less(shared, pair):
+    """A picture changed to please AlexNet where its stride puts it, as a decoder learns to."""
+    x, noisy = pair
+    plain, free = (LPIPS(backbone=str(shared / "weights" / "alexnet_features.pth"), moved=m) for m in (False, True))
+    tuned = noisy.clone().requires_grad_()
+    for _ in range(10):
+        (slope,) = torch.autograd.grad(plain(tuned, x).sum(), tuned)
+        tuned = (tuned - 0.01 * slope.sign()).detach().requires_grad_()
+
+    def mean(image):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            return float(torch.stack([free(image, x) for _ in range(16)]).mean())
+
+    with torch.no_grad():
+        kept = float((plain(tuned, x) / plain(noisy, x)).mean())
+    assert kept < 0.5
+    assert mean(tuned) / mean(noisy) > 1.5 * kept
+    assert torch.allclose(free(x, x), torch.zeros(2), atol=1e-6)
 
 
 # --- no reference -----------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ PYIQA_LABELS = {
 }
 SMALLEST: Mapping[str, int] = {
     "lpips_alex": 31,
+    "lpips_alex_moved": 33,
     "lpips_squeeze": 17,
     "lpips_vgg": 16,
     "dists": 16,
@@ -59,6 +60,8 @@ SMALLEST: Mapping[str, int] = {
     "brisque": 16,
 }
 """Shortest side of images, in pixels, for which a metric is defined."""
+MOVED = 2
+"""Rows and columns that ``lpips_alex_moved`` leaves out: half the stride of AlexNet's first layer."""
 _NOT_OF_ONE_IMAGE = ("fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "fgresq_pair")
 
 
@@ -166,21 +169,31 @@ class LPIPSMetric(ImageMetric):
         named: Files that the user names, by key.
         device: Where it runs.
         download: Whether missing weights may be downloaded.
+        moved: Rows and columns left out at the top and at the left. AlexNet's first layer has a stride of 4: a decoder
+            that learned to please it on that grid does not please it beside it.
     """
 
     higher_better = False
 
-    def __init__(self, net: LPIPSNetwork, named: Mapping[str, Path], device: str, download: bool) -> None:
+    def __init__(
+        self, net: LPIPSNetwork, named: Mapping[str, Path], device: str, download: bool, moved: int = 0
+    ) -> None:
         network, files = build_lpips(net, named, download)
         self._network = network.to(device)
-        name = f"lpips_{net}"
+        self._moved = moved
+        name = f"lpips_{net}" + ("_moved" if moved else "")
         self.smallest = SMALLEST[name]
         identity = f"{name}: lpips {version('lpips')}, v0.1, backbone {fingerprint(files)}"
-        self.info = MetricInfo(name, f"LPIPS ({net})", self.higher_better, "image", identity)
+        label = f"LPIPS ({net})"
+        if moved:
+            identity += f", without the first {moved} rows and columns"
+            label = f"LPIPS ({net}), moved"
+        self.info = MetricInfo(name, label, self.higher_better, "image", identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The distance, 0 for equal images."""
-        return float(self._network(2 * as_float(x_hat)[None] - 1, 2 * as_float(x)[None] - 1))
+        pair = (2 * as_float(each[:, self._moved :, self._moved :])[None] - 1 for each in (x_hat, x))
+        return float(self._network(*pair))
 
 
 class PyiqaMetric(ImageMetric):
@@ -391,6 +404,7 @@ _CLASSES: Mapping[str, type[ImageMetric | SetMetric]] = {
     "ms_ssim": MSSSIM,
     "ssimulacra2": SSIMULACRA2,
     "lpips_alex": LPIPSMetric,
+    "lpips_alex_moved": LPIPSMetric,
     "lpips_squeeze": LPIPSMetric,
     "lpips_vgg": LPIPSMetric,
     "fid": FID,
@@ -461,8 +475,8 @@ def make_metric(
         return SSIMULACRA2()
     kind = _CLASSES.get(name)
     if kind is LPIPSMetric:
-        net: Any = name.removeprefix("lpips_")
-        return LPIPSMetric(net, named, device, download)
+        net: Any = name.removeprefix("lpips_").removesuffix("_moved")
+        return LPIPSMetric(net, named, device, download, MOVED if name.endswith("_moved") else 0)
     if kind is not None and issubclass(kind, SetMetric):
         extractors = {} if extractors is None else extractors
         dimensions: Literal[768, 2048] = 768 if name.endswith("768") else 2048
