@@ -343,7 +343,7 @@ class ImageCodec:
         """Offset numbers of the dither of a tile, (1, M, h, w); None for rounding."""
         if quantizer == "round":
             return None
-        shape = (1, self.model.compressor.latent_channels, *size)
+        shape = (1, self.model.compressor.coded_channels, *size)
         # Philox' raw output is fixed for ever, unlike NumPy's distributions; each byte yields one number.
         count = math.prod(shape)
         raw = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, index]).random_raw(-(-count // 8))

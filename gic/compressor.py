@@ -315,11 +315,16 @@ class Compressor(nn.Module):
         attention: Attention blocks in the transforms, as in ELIC.
         gain: Scale of y at the start of training.
         realistic_stages: Stages of g_s with weights of their own for r = 1, see :class:`Synthesis`.
+        detail_channels: Further channels of y, the lapped coefficients of the next higher frequencies as they are: they
+            pass by g_a, g_s and the reverse network, have mu = 0, and share one sigma from h_s in each group
+            (:meth:`gic.lapped.LappedTransform.groups`), times a learned factor of each. They cost next to nothing
+            where the step is coarse.
         lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
             networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
     Raises:
-        ConfigError: If there are more latent channels than the lapped transform has, or too many realistic stages.
+        ConfigError: If there are more channels than the lapped transform has, too many realistic stages, or detail
+            channels without the lapped transform or with too few others.
 
     Example:
         >>> model = Compressor(widths=(8, 8, 8, 8), blocks=(0, 0, 1, 1), latent_channels=16, hyper_channels=8)
@@ -327,6 +332,8 @@ class Compressor(nn.Module):
         >>> latents.y.shape, latents.z.shape
         (torch.Size([2, 16, 4, 8]), torch.Size([2, 8, 1, 2]))
     """
+
+    membership: Tensor
 
     def __init__(
         self,
@@ -340,15 +347,30 @@ class Compressor(nn.Module):
         gain: float = 8.0,
         realistic_stages: int = 0,
         lapped: bool = False,
+        detail_channels: int = 0,
     ) -> None:
         super().__init__()
+        if detail_channels and not lapped:
+            raise ConfigError("detail_channels are coefficients of the lapped transform: set lapped too")
         self.latent_channels = latent_channels
+        self.detail_channels = detail_channels
         self.hyper_channels = hyper_channels
         m, n = latent_channels, hyper_channels
+        self.lapped = LappedTransform(m + detail_channels) if lapped else None
+        self.groups: list[int] = []
+        """Group of each detail channel."""
+        if self.lapped is not None and detail_channels:
+            if max(self.lapped.means) >= m:
+                raise ConfigError(f"{m} latent_channels are too few beside {detail_channels} detail_channels")
+            self.groups = self.lapped.groups(m)
+        groups = len(set(self.groups))
+        membership = torch.tensor([[float(own == group) for group in range(groups)] for own in self.groups])
+        self.register_buffer("membership", membership, persistent=False)
+        """Which detail channel (row) belongs to which group (column)."""
         self.g_a = Analysis(widths, blocks, m, block, attention, gain)
         self.g_s = Synthesis(widths, synthesis_blocks or blocks, m, block, attention, gain, realistic_stages)
         self.h_a = nn.Sequential(
-            conv3x3(m, n),
+            conv3x3(m + groups, n),
             nn.LeakyReLU(inplace=True),
             conv3x3(n, n, stride=2),
             nn.LeakyReLU(inplace=True),
@@ -359,12 +381,16 @@ class Compressor(nn.Module):
             nn.ReLU(inplace=True),
             subpel_conv3x3(n, n, 2),
             nn.ReLU(inplace=True),
-            conv3x3(n, 2 * m),
+            conv3x3(n, 2 * m + groups),
         )
         for network in (self.g_a, self.g_s.layers, self.h_a, self.h_s):
             _initialise(network)
-        self.lapped = LappedTransform(m) if lapped else None
         self.gain = gain
+        self.detail: nn.Parameter | None = None
+        """Logarithm of each detail channel's sigma, beyond what its group has."""
+        if self.lapped is not None and detail_channels:
+            expected = (gain * self.lapped.scale * self.lapped.deviation)[m:]
+            self.detail = nn.Parameter(expected.log())
         if self.lapped is not None:
             self._begin_linear(self.lapped)
         self.prior_z = FactorizedPrior(n)
@@ -381,15 +407,17 @@ class Compressor(nn.Module):
         h_s_last: Any = self.h_s[-1]
         for last in (g_a_last, g_s_last[0]):
             last.weight.zero_()
-        mu, log_sigma = h_s_last.weight.chunk(2)
-        mu.mul_(0.1 * (lapped.scale * self._unit())[:, None, None, None])
+        m = self.latent_channels
+        mu, log_sigma = h_s_last.weight[:m], h_s_last.weight[m:]
+        scale, deviation = lapped.scale[:m], lapped.deviation[:m]
+        mu.mul_(0.1 * (scale * self._unit())[:, None, None, None])
         log_sigma.mul_(0.1)
         h_a_last.weight.mul_(3)  # z of a trained codec is of order one; what is smaller is rounded away
-        h_s_last.bias[self.latent_channels :] = (self.gain * lapped.scale * lapped.deviation).log()
+        h_s_last.bias[m : 2 * m] = (self.gain * scale * deviation).log()
         if self.hyper_channels >= 2 * HYPER_DOWNSAMPLING**2:
-            width = lapped.scale * lapped.deviation
+            width = scale * deviation
             offset = (lapped.coarse_scale * lapped.coarse_deviation / width[lapped.means, None, None]).log()
-            self._know_places([self.latent_channels + channel for channel in lapped.means], offset)
+            self._know_places([m + channel for channel in lapped.means], offset)
 
     @torch.no_grad()
     def _know_places(self, outputs: Sequence[int], offsets: Tensor) -> None:
@@ -419,7 +447,12 @@ class Compressor(nn.Module):
     def _unit(self) -> Tensor:
         """Scale of each coefficient of y in the eyes of the networks, (M,): as wide as it is, but no less than 1."""
         assert self.lapped is not None
-        return torch.sqrt((self.gain * self.lapped.deviation) ** 2 + 1)
+        return torch.sqrt((self.gain * self.lapped.deviation[: self.latent_channels]) ** 2 + 1)
+
+    @property
+    def coded_channels(self) -> int:
+        """Channels of y that a file holds: those of the networks, then the detail."""
+        return self.latent_channels + self.detail_channels
 
     @property
     def sigma_max(self) -> float:
@@ -446,22 +479,43 @@ class Compressor(nn.Module):
         return Latents(y, z, z_hat, mu, sigma)
 
     def analysis(self, x: Tensor) -> Tensor:
-        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to latent y (B, M, H/16, W/16), float32."""
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to latent y (B, M, H/16, W/16), float32.
+
+        The detail channels, if there are any, come after the M others, here and wherever y, mu and sigma are.
+        """
         y: Tensor = self.g_a(x)
         if self.lapped is not None:
             learned = self._unit()[:, None, None] / self.gain * y
-            y = self.gain * self.lapped(x - 0.5) + self.lapped.gather(learned)
+            y = self.gain * self.lapped(x - 0.5) + self._with_detail(self.lapped.gather(learned))
         return y
 
     def hyper_analysis(self, y: Tensor) -> Tensor:
         """Latent y to z (B, N, h/4, w/4), float32, not yet rounded."""
         if self.lapped is not None:
             y = self.lapped.spread(y) / (self.gain * self.lapped.deviation)[:, None, None]
+            if self.detail_channels:
+                y = torch.cat([y[:, : self.latent_channels], self._activity(y[:, self.latent_channels :])], 1)
         return self.h_a(y).float()  # type: ignore[no-any-return]
+
+    def _with_detail(self, y: Tensor) -> Tensor:
+        """Zeros for the detail channels behind y, (B, M, h, w)."""
+        return F.pad(y, (0, 0, 0, 0, 0, self.detail_channels)) if self.detail_channels else y
+
+    def _activity(self, detail: Tensor) -> Tensor:
+        """Logarithm of how strong each group of detail is, relative to what is expected, (B, G, h, w)."""
+        with torch.autocast(detail.device.type, enabled=False):
+            means = torch.einsum("tg,bthw->bghw", self.membership / self.membership.sum(0), detail.float() ** 2)
+        return torch.log(torch.sqrt(means + 1e-6) + 0.1)
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
         """Prior (mu, sigma) of y from whole numbers z_hat, (B, N, h, w) to twice (B, M, 4h, 4w)."""
-        mu, log_sigma = self.h_s(z_hat).float().chunk(2, dim=1)
+        m = self.latent_channels
+        out = self.h_s(z_hat).float()
+        mu, log_sigma = out[:, :m], out[:, m : 2 * m]
+        if self.detail is not None:
+            with torch.autocast(out.device.type, enabled=False):
+                detail = torch.einsum("tg,bghw->bthw", self.membership, out[:, 2 * m :]) + self.detail[:, None, None]
+            mu, log_sigma = self._with_detail(mu), torch.cat([log_sigma, detail], 1)
         # LowerBound lets gradients through that lead back into the range.
         log_sigma = -self.upper(-self.lower(log_sigma))
         return mu, torch.exp(log_sigma)
@@ -470,7 +524,7 @@ class Compressor(nn.Module):
         """Latent (B, M, h, w) at realism r, a number or B of them, to image (B, 3, 16 h, 16 w), float32, unclamped."""
         if self.lapped is None:
             return self.g_s(y, realism)  # type: ignore[no-any-return]
-        spread = self.lapped.spread(y)
+        spread = self.lapped.spread(y[:, : self.latent_channels])
         learned: Tensor = self.g_s(self.gain * spread / self._unit()[:, None, None], realism)
         return learned + self.lapped.inverse(y / self.gain)
 

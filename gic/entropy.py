@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from gic import portable, rans
 from gic.compressor import SIGMA_MIN, Compressor, FactorizedPrior
@@ -334,8 +335,18 @@ class EntropyCoder:
     def __init__(self, compressor: Compressor) -> None:
         self.hyper_channels = compressor.hyper_channels
         self._log2_sigma_max = round(math.log2(compressor.sigma_max) * LEVELS_PER_OCTAVE)
-        m = compressor.latent_channels
-        gain = torch.tensor([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * m, dtype=torch.float64)
+        m = self._means = compressor.latent_channels
+        # After mu and log sigma of the latent channels one log sigma for each group of the detail's.
+        self._sources = [*range(m, 2 * m), *(2 * m + group for group in compressor.groups)]
+        sigmas = len(set(self._sources))
+        gain = torch.tensor([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * sigmas, dtype=torch.float64)
+        self._detail = np.zeros(0)
+        if compressor.detail is not None:
+            self._detail = np.floor(_float64(compressor.detail) * (LEVELS_PER_OCTAVE * _LOG2_E) + 0.5)
+            if not np.isfinite(self._detail).all():
+                raise ConfigError(
+                    "the detail channels have scales that are not finite numbers: the model cannot code files"
+                )
         self._h_s = IntegerNetwork(compressor.h_s, gain)
         self._z_tables = factorized_tables(compressor.prior_z)
 
@@ -347,6 +358,8 @@ class EntropyCoder:
         arrays: list[NDArray[Any]] = [np.array(constants)]
         for conv in self._h_s.convolutions:
             arrays += [conv.weight.numpy(), conv.bias.numpy(), np.frexp(conv.scale.numpy())[1]]
+        if self._detail.size:
+            arrays += [np.array(self._sources), self._detail]
         for tables in (self._z_tables, gaussian_tables(False)):
             arrays += [tables.low, tables.size, tables.starts]
         for array in arrays:
@@ -361,7 +374,12 @@ class EntropyCoder:
         Raises:
             ValueError: If ``z`` is not made of whole numbers.
         """
-        mu, log2_sigma = self._h_s(z).chunk(2, dim=1)
+        out = self._h_s(z)
+        mu, log2_sigma = out[:, : self._means], out[:, self._means :]
+        if self._detail.size:
+            mu = F.pad(mu, (0, 0, 0, 0, 0, len(self._detail)))
+            log2_sigma = out[:, self._sources]
+            log2_sigma[:, self._means :] += torch.from_numpy(self._detail).to(out.device)[:, None, None]
         log2_sigma = log2_sigma.clamp(_LOG2_SIGMA_MIN, self._log2_sigma_max)
         return Prior((mu / 2**MU_BITS).float().to(z.device), log2_sigma.to(torch.int32).to(z.device))
 

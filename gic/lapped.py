@@ -163,11 +163,16 @@ class LappedTransform(nn.Module):
             return _mix_both(x, self.mixing.T)
 
     def gather(self, y: Tensor) -> Tensor:
-        """Last steps of the transform, (B, M, h, w), h and w multiples of 4: the means once more, and the scales."""
+        """Last steps of the transform: the means once more, and the scales.
+
+        Args:
+            y: Coefficients of the blocks, (B, M, h, w), h and w multiples of 4; or the first channels of them, the
+                means among these.
+        """
         with torch.autocast(y.device.type, enabled=False):
             y = y.float()
             means = _each_block(_mix_both(y[:, self.means], self.coarse_mixing), self.coarse_basis)
-            y = y * self.scale[:, None, None]
+            y = y * self.scale[: y.shape[1], None, None]
             y[:, self.means] = means * self._tiled(self.coarse_scale, y)
             return y
 
@@ -176,9 +181,25 @@ class LappedTransform(nn.Module):
         with torch.autocast(y.device.type, enabled=False):
             y = y.float()
             means = _each_block(y[:, self.means] / self._tiled(self.coarse_scale, y), self.coarse_basis.T)
-            y = y / self.scale[:, None, None]
+            y = y / self.scale[: y.shape[1], None, None]
             y[:, self.means] = _mix_both(means, self.coarse_mixing.T)
             return y
+
+    def groups(self, first: int) -> list[int]:
+        """Group of each channel from ``first`` on: those of one colour, direction and half octave of frequency.
+
+        Whole-number arithmetic, the same everywhere: row u and column v of a block have ``s = (2 u + 1)^2 +
+        (2 v + 1)^2``, whose number of binary digits is the half octave; the direction is 0 where
+        ``2 u + 1 >= 2 (2 v + 1)``, 2 where ``2 v + 1 >= 2 (2 u + 1)``, else 1. Groups are numbered in the order of
+        (colour, digits, direction).
+        """
+        keys = []
+        for number in self.kept[first:]:
+            colour, place = divmod(number, BLOCK**2)
+            u, v = (2 * side + 1 for side in divmod(place, BLOCK))
+            keys.append((colour, (u * u + v * v).bit_length(), 0 if u >= 2 * v else 2 if v >= 2 * u else 1))
+        numbers = {key: group for group, key in enumerate(sorted(set(keys)))}
+        return [numbers[key] for key in keys]
 
     @staticmethod
     def _tiled(block: Tensor, y: Tensor) -> Tensor:

@@ -135,7 +135,9 @@ class Codec(nn.Module):
         that of ``y_q`` itself.
         """
         if self.training:
-            y_q = sde.forward(latents.y, q, quantizer="noise")
+            noisy = sde.forward(latents.y, q, quantizer="noise")
+            learned = self.compressor.latent_channels  # nothing is learned through the detail: it keeps its symbols
+            y_q = torch.cat([noisy[:, :learned], y_q[:, learned:]], 1)
         p = self.compressor.likelihoods(latents, q, y_q)
         bits_y = -torch.log2(p["y"])
         if self.quantizer == "dither" and not self.training:
@@ -210,10 +212,11 @@ class Codec(nn.Module):
         Returns:
             Loss of each sample, (B,).
         """
-        y, mu, sigma = latents.y.detach(), latents.mu.detach(), latents.sigma.detach()
+        own = slice(self.compressor.latent_channels)
+        y, mu, sigma, y_q = (t[:, own].detach() for t in (latents.y, latents.mu, latents.sigma, y_q))
         q_file = sde.level(q, y)
         q = q_file * torch.rand_like(q_file).clamp_min(1e-3)
-        eps = ((y_q.detach() - y) / q_file).clamp(-0.5, 0.5)
+        eps = ((y_q - y) / q_file).clamp(-0.5, 0.5)
         y_q = y + q * eps
         mu, sigma = refine(self.reverse, y_q, q, mu, sigma)
         if kind == "nll":

@@ -249,10 +249,28 @@ def refine(
     return mu + sigma * d_mu, sigma * torch.exp(d_sigma)
 
 
+@torch.no_grad()
+def _passed(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+    """D of the prior as it is; where ``y_q`` is mu, as it mostly is in the detail, D is so too."""
+    if y_q.device.type != "cpu":  # to count the others would wait for a GPU
+        return truncated_normal_mean(y_q, q, mu, sigma)
+    others = (y_q != mu).nonzero(as_tuple=True)
+    return y_q.index_put(others, truncated_normal_mean(*(t[others] for t in (y_q, q, mu, sigma))))
+
+
 def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor, realism: Realism = 0.0) -> Denoiser:
-    """D(y_q, q) of DESIGN 4 (3) for given prior and r, in the form that :func:`gic.sde.reverse` takes."""
+    """D(y_q, q) of DESIGN 4 (3) for given prior and r, in the form that :func:`gic.sde.reverse` takes.
+
+    Channels beyond the network's, the detail, keep the prior that they have, and nothing is learned through them.
+    """
+    own = slice(None, getattr(network, "latent_channels", None))
+    detail = slice(own.stop or mu.shape[1], None)
 
     def denoise(y_q: Tensor, q: Tensor) -> Tensor:
-        return truncated_normal_mean(y_q, q, *refine(network, y_q, q, mu, sigma, realism))
+        parts = [t[:, own] for t in (y_q, mu, sigma)]
+        mean = truncated_normal_mean(parts[0], q, *refine(network, parts[0], q, *parts[1:], realism))
+        if detail.start == y_q.shape[1]:
+            return mean
+        return torch.cat([mean, _passed(*(t[:, detail] for t in (y_q, q.expand_as(y_q), mu, sigma)))], 1)
 
     return denoise

@@ -93,8 +93,23 @@ def tables_of_z(weights: Mapping[str, Tensor]) -> list[tuple[int, int, list[int]
     return found
 
 
+def groups(first: int, count: int) -> list[int]:
+    """Section 5: group of each detail channel, of ``count`` from channel ``first`` on."""
+
+    def rank(place: tuple[int, int, int]) -> tuple[float, bool]:
+        colour, u, v = place
+        return (3 if colour else 1) * math.sqrt((u + 0.5) ** 2 + (v + 0.5) ** 2), place == (0, 10, 10)
+
+    places = sorted(((c, u, v) for c in range(3) for u in range(16) for v in range(16)), key=rank)
+    keys = []
+    for colour, u, v in places[first : first + count]:
+        a, b = 2 * u + 1, 2 * v + 1
+        keys.append((colour, math.floor(math.log2(a * a + b * b)) + 1, 0 if a >= 2 * b else 2 if b >= 2 * a else 1))
+    return [sorted(set(keys)).index(key) for key in keys]
+
+
 def prior(weights: Mapping[str, Tensor], z: Grid, m: int) -> Grid:
-    """Section 5: mu in units of 2^-11, then L."""
+    """Section 5: mu in units of 2^-11 of the M channels, then L of all."""
 
     def convolve(x: Grid, name: str, bits: int, limit: int, gains: list[float], out_limit: int) -> Grid:
         kernel, bias = weights[f"{name}.weight"].double().tolist(), weights[f"{name}.bias"].double().tolist()
@@ -142,8 +157,15 @@ def prior(weights: Mapping[str, Tensor], z: Grid, m: int) -> Grid:
     x = [[[min(max(value, -(2**15)), 2**15) for value in row] for row in rows] for rows in z]
     x = shuffle(convolve(x, "compressor.h_s.0.0", 0, 2**15, [2.0**12] * 4 * n, 2**26))
     x = shuffle(convolve(x, "compressor.h_s.2.0", 12, 2**26, [2.0**12] * 4 * n, 2**26))
-    gains = [2.0**11] * m + [1024 * float.fromhex("0x1.71547652b82fep+0")] * m
-    return convolve(x, "compressor.h_s.4", 12, 2**26, gains, 2**24)
+    log2_e = float.fromhex("0x1.71547652b82fep+0")
+    gains = [2.0**11] * m + [1024 * log2_e] * (len(weights["compressor.h_s.4.bias"]) - m)
+    out = convolve(x, "compressor.h_s.4", 12, 2**26, gains, 2**24)
+    detail = weights["compressor.detail"].double().tolist() if "compressor.detail" in weights else []
+    shifts = [math.floor(value * (1024 * log2_e) + 0.5) for value in detail]
+    return out[: 2 * m] + [
+        [[value + shift for value in row] for row in out[2 * m + group]]
+        for group, shift in zip(groups(m, len(detail)), shifts, strict=True)
+    ]
 
 
 def philox(seed: int, tile: int, count: int) -> list[int]:
@@ -168,10 +190,10 @@ def table_of_y(j: int, u: float, dither: bool) -> tuple[int, int, list[int]]:
     return table(-radius, 2 * radius + 1, lambda k: math.erfc(-(k - 0.5 + u) / scale / math.sqrt(2)) / 2)
 
 
-def decode(data: bytes, weights: Mapping[str, Tensor]) -> list[tuple[list[int], list[int]]]:
-    """Symbols of z and y of each tile, in the order of the shape."""
+def decode(data: bytes, weights: Mapping[str, Tensor], highest: int = 8192) -> list[tuple[list[int], list[int]]]:
+    """Symbols of z and y of each tile, in the order of the shape; ``highest`` is U of section 5."""
     assert data[:4] == b"GIC\1" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
-    n, m = weights["compressor.h_s.0.0.weight"].shape[1], weights["compressor.h_s.4.weight"].shape[0] // 2
+    n, m = weights["compressor.h_s.0.0.weight"].shape[1], weights["compressor.g_s.layers.0.weight"].shape[1]
     flags, at = data[4], 11
 
     def varint() -> int:
@@ -213,7 +235,7 @@ def decode(data: bytes, weights: Mapping[str, Tensor]) -> list[tuple[list[int], 
         z = Coder(parts[2 * index]).symbols([per_channel[c] for c in range(n) for _ in range(h * w)])
         grid = [[z[(c * h + r) * w : (c * h + r + 1) * w] for r in range(h)] for c in range(n)]
         log_sigma = [value for rows in prior(weights, grid, m)[m:] for row in rows for value in row]
-        log_sigma = [min(max(value, -4426), 8192) for value in log_sigma]
+        log_sigma = [min(max(value, -4426), highest) for value in log_sigma]
         offsets = [byte % 16 for byte in philox(seed, index, len(log_sigma))]
         coded, tables = [], []
         for i, value in enumerate(log_sigma):
