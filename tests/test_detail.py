@@ -106,12 +106,12 @@ def test_sigma_of_a_group_moves_as_one() -> None:
 def test_their_sigma_is_exact_under_autocast_too() -> None:
     model = compressor()
     model.h_s = torch.nn.Sequential(torch.nn.Conv2d(4, 2 * M + len(set(model.groups)), 1))
-    z = torch.randint(-9, 10, (1, 4, 2, 3)).float()
+    z = torch.randint(-2, 3, (1, 4, 2, 3)).float()
     with torch.autocast("cpu", torch.bfloat16):
         _, sigma = model.hyper_synthesis(z)
         shared = model.h_s(z).float()[:, 2 * M :]
     assert model.detail is not None
-    expected = (shared[:, model.groups] + model.detail[:, None, None]).clamp_min(math.log(0.05)).exp()
+    expected = (shared[:, model.groups] + model.detail[:, None, None]).clamp(math.log(0.05), math.log(1024)).exp()
     assert torch.allclose(sigma[:, M:], expected, rtol=1e-5, atol=0)
 
 
