@@ -43,8 +43,6 @@ from gic.training import WarmupCosine
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "weights"
 STAGES = {"prior": CONFIGS / "small-1-prior.yaml", "compressor": CONFIGS / "small-2-compressor.yaml"}
-PRIOR_SHARE = 0.2
-"""Share of the time that the first stage has."""
 LEVELS = (1.0, 2.0, 4.0, 8.0, 16.0)
 LOOKS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the second stage after which the codec is measured; it is before it, too."""
@@ -54,19 +52,29 @@ REVERSE = "model.codec.init_args.reverse.init_args."
 CODEC = "model.codec.init_args."
 OPTIMIZER = "model.optimizer.init_args."
 
+ACTIVITY = {COMPRESSOR + "hyper_activity": True}
+PRIOR = ["compressor.h_a", "compressor.h_s", "compressor.prior_z", "compressor.detail"]
+DETAIL = {COMPRESSOR + "detail_channels": 256, CODEC + "q_min": 0.4, "prior:model.trainable": PRIOR}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {},
-    "detail": {
-        COMPRESSOR + "detail_channels": 256,
-        CODEC + "q_min": 0.4,
-        "prior:model.trainable": ["compressor.h_a", "compressor.h_s", "compressor.prior_z", "compressor.detail"],
-    },
     "other seed": {"seed_everything": 1},
+    "activity": ACTIVITY,
+    "detail": DETAIL,
+    "activity, detail": ACTIVITY | DETAIL,
+    "activity, prior lr 3e-3": ACTIVITY | {"prior:" + OPTIMIZER + "lr": 3e-3},
+    "activity, lr 1e-3": ACTIVITY | {"compressor:" + OPTIMIZER + "lr": 1e-3},
+    "prior lr 3e-3": {"prior:" + OPTIMIZER + "lr": 3e-3},
+    "prior lr 1e-2": {"prior:" + OPTIMIZER + "lr": 1e-2},
+    "prior 1 crop": {"prior:data.batch_size": 1},
     "lr 1e-3": {"compressor:" + OPTIMIZER + "lr": 1e-3},
     "lr 2e-3": {"compressor:" + OPTIMIZER + "lr": 2e-3},
-    "lr 2.5e-4": {"compressor:" + OPTIMIZER + "lr": 2.5e-4},
     "1 crop": {"compressor:data.batch_size": 1},
     "4 crops": {"compressor:data.batch_size": 4},
+    "low resolution": {
+        "compressor:" + COMPRESSOR + "widths": [12, 48, 128, 224],
+        "compressor:" + COMPRESSOR + "blocks": [1, 1, 2, 2],
+    },
 }
 """What each variant changes: dotted keys of the config, in both stages or in the one named before a colon."""
 
@@ -203,7 +211,7 @@ def measure(codec: Codec, pictures: list[Tensor], objective: Objective) -> dict[
             point["bits_per_pixel"].append(bits)
             point["psnr"].append(float(psnr(x_hat, x)))
             error = rate_distortion_lambda(q, objective.lambda_0) * mean_squared_error(x_hat, x)
-            balance = (number / math.sqrt(codec.q_min * codec.q_max)) ** objective.level_balance
+            balance = (number / math.sqrt(LEVELS[0] * LEVELS[-1])) ** objective.level_balance
             losses.append((bits + float(error)) * balance)
     return {"loss": sum(losses) / len(losses), "points": points}
 
@@ -235,11 +243,12 @@ def decoding_macs(codec: Codec, side: int = 512) -> dict[str, float]:
     """Thousands of multiply-accumulates per pixel of the decoder's networks, those of U once and thrice."""
     m, n, h = codec.compressor.latent_channels, codec.compressor.hyper_channels, side // 16
     y, z = torch.zeros(1, m, h, h), torch.zeros(1, n, h // 4, h // 4)
+    all_y = torch.zeros(1, codec.compressor.coded_channels, h, h)
     counts = {
         "h_s": macs_per_pixel(lambda: codec.compressor.h_s(z), side**2),
         "U": macs_per_pixel(lambda: codec.reverse(y, y, y, torch.zeros(1)), side**2),
         "g_s": macs_per_pixel(lambda: codec.compressor.g_s(y, 0.0), side**2),
-        "lapped": macs_per_pixel(lambda: codec.compressor.lapped.inverse(y), side**2)
+        "lapped": macs_per_pixel(lambda: codec.compressor.lapped.inverse(all_y), side**2)
         if codec.compressor.lapped is not None
         else 0.0,
         "g_a": macs_per_pixel(lambda: codec.compressor.g_a(torch.zeros(1, 3, side, side)), side**2),
@@ -270,26 +279,30 @@ def run(name: str, overrides: Mapping[str, Any], args: argparse.Namespace, pictu
     torch.manual_seed(first["seed_everything"])
     codec = build_codec(first["model"]["codec"])
     key = json.dumps(
-        [first["model"], first["data"], first["seed_everything"], args.minutes, args.train], sort_keys=True
+        [first["model"], first["data"], first["seed_everything"], args.prior_share * args.minutes, args.train],
+        sort_keys=True,
     )
     kept = args.output.with_name(f"{args.output.name}.prior-{hashlib.sha256(key.encode()).hexdigest()[:8]}.pt")
     if kept.exists():
         state = torch.load(kept, weights_only=True)
     else:
-        state = train(first, codec, args.train, PRIOR_SHARE * seconds, (), look).state_dict()
+        state = train(first, codec, args.train, args.prior_share * seconds, (), look).state_dict()
         torch.save(state, kept)
     torch.manual_seed(second["seed_everything"])
     codec = build_codec(second["model"]["codec"])
-    missing, unknown = codec.load_state_dict(state, strict=False)
+    learned = trainable_parameters(codec, first["model"]["trainable"])
+    # What the first stage has not trained begins anew, by the same seed, in whatever shape.
+    _, unknown = codec.load_state_dict({key: state[key] for key, yes in learned.items() if yes}, strict=False)
     if unknown:
         raise SystemExit(f"{name}: the second stage lacks {', '.join(unknown)}")
     codec.eval()
     look(codec, 0, 0.0)
     began = finest(codec, whole_pictures(args.val))
-    codec = train(second, codec, args.train, (1 - PRIOR_SHARE) * seconds, LOOKS, look)
+    if args.prior_share == 1:
+        return {"overrides": dict(overrides), "looks": looks, "finest": {"before": began}}
+    codec = train(second, codec, args.train, (1 - args.prior_share) * seconds, LOOKS, look)
     return {
         "overrides": dict(overrides),
-        "begins_new": missing,
         "kmacs_per_pixel": decoding_macs(codec),
         "parameters": dict(parameter_counts(codec)),
         "looks": looks,
@@ -315,10 +328,10 @@ def table(report: Mapping[str, Any]) -> None:
             for base, own in zip(anchor["looks"], variant["looks"], strict=True)
         ]
         last = variant["looks"][-1]
-        macs = variant["kmacs_per_pixel"]["decoding"]
-        ends = variant.get("finest", {}).get("after", {}).get("psnr")
-        least, mean = (min(ends), sum(ends) / len(ends)) if ends else (None, None)
-        rows.append([name, last["step"], last["loss"], *rates, macs, least, mean])
+        macs = variant.get("kmacs_per_pixel", {}).get("decoding")
+        ends = list(variant["finest"].values())[-1]["psnr"]
+        rates += [None] * (1 + len(LOOKS) - len(rates))
+        rows.append([name, last["step"], last["loss"], *rates, macs, min(ends), sum(ends) / len(ends)])
     shares = [f"bits at {100 * share:.0f} %" for share in (0.0, *LOOKS)]
     show(
         "Bits at equal PSNR, % of the first variant's",
@@ -347,6 +360,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="training shards, a pattern")
     parser.add_argument("--val", required=True, help="validation pictures: shards, files or folders")
     parser.add_argument("--minutes", type=float, default=30.0, help="CPU time of each variant, of both stages together")
+    parser.add_argument("--prior-share", type=float, default=0.4, help="share of the first stage; 1: nothing else")
     parser.add_argument("--pictures", type=int, default=12, help="validation pictures that are measured")
     parser.add_argument("--side", type=int, default=384, help="side of the corner of each that is measured, at most")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS))
@@ -358,11 +372,14 @@ def main() -> None:
 
     torch.set_num_threads(1)
     pictures = [x[..., : args.side, : args.side] for x in islice(whole_pictures(args.val), args.pictures)]
-    report: dict[str, Any] = {"machine": machine("cpu"), "minutes": args.minutes, "levels": LEVELS, "variants": {}}
+    report: dict[str, Any] = {"machine": machine("cpu"), "minutes": args.minutes, "prior_share": args.prior_share}
+    report |= {"levels": LEVELS, "variants": {}}
     if args.output.exists():
         report = json.loads(args.output.read_text())
-        if report["minutes"] != args.minutes:
-            parser.error(f"{args.output} holds runs of {report['minutes']:g} minutes: name another file")
+        if [report["minutes"], report["prior_share"]] != [args.minutes, args.prior_share]:
+            parser.error(
+                f"{args.output} holds runs of {report['minutes']:g} minutes, {report['prior_share']:g} of it prior"
+            )
     for name in args.variants:
         if name not in report["variants"]:
             variant = run(name, VARIANTS[name], args, pictures)

@@ -39,6 +39,9 @@ SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
 """Range of the prior's standard deviation, in units of y ..."""
 LAPPED_SIGMA_MAX = 1024.0
 """... and its end with the lapped transform, whose coarsest coefficients are wide."""
+_ABOVE = 8.0  # activity plus this is never negative
+_Z_PER_NAT = 1.25  # units of z for a factor e of activity, where z begins with it;
+_OTHERS, _SLOPE = 0.1, 3.0  # how strong its other channels are there, and how narrow its prior
 _BLOCKS = (ResidualBlock, ResidualBottleneckBlock, AttentionBlock)
 
 
@@ -65,14 +68,20 @@ class FactorizedPrior(nn.Module):
 
     CompressAI's entropy bottleneck around the median 0, so that z_hat is made of whole numbers; everything that coding
     needs follows from the weights when they are loaded.
+
+    Args:
+        channels: N, channels of z.
+        filters: Widths of the layers between a value and its cumulative logit.
+        slope: Slope of the logits at the start, the same law in every channel, narrower for a larger one; if left out
+            it is 1/2, and each channel is off centre by chance.
     """
 
-    def __init__(self, channels: int, filters: Sequence[int] = (3, 3, 3, 3)) -> None:
+    def __init__(self, channels: int, filters: Sequence[int] = (3, 3, 3, 3), slope: float | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
         # Narrow at first: z is of order one then, and a wide law costs bits until it has been unlearnt.
-        scale = 2 ** (1 / (len(filters) + 1))
+        scale = (slope or 0.5) ** (-1 / (len(filters) + 1))
         for rows, columns in zip((*filters, 1), (1, *filters), strict=True):
             self.matrices.append(
                 nn.Parameter(torch.full((channels, rows, columns), math.log(math.expm1(1 / scale / rows))))
@@ -81,6 +90,9 @@ class FactorizedPrior(nn.Module):
         for rows in filters:
             self.factors.append(nn.Parameter(torch.zeros(channels, rows, 1)))
         self.likelihood_lower_bound = LowerBound(1e-9)
+        if slope is not None:
+            with torch.no_grad():
+                self.biases[-1] -= self._logits_cumulative(torch.zeros(channels, 1, 1))
 
     def _logits_cumulative(self, values: Tensor) -> Tensor:
         """Logits of the distribution functions at values (C, 1, n)."""
@@ -123,6 +135,13 @@ def _make_block(kind: Block, channels: int) -> nn.Module:
     if kind == "residual":
         return ResidualBlock(channels)
     return ResidualBottleneckBlock(channels)
+
+
+def _membership(groups: Sequence[int]) -> Tensor:
+    """Which channel (row) belongs to which group (column), 1 or 0; (0,) for no channels."""
+    if not groups:
+        return torch.zeros(0, 0)
+    return (torch.tensor(groups)[:, None] == torch.arange(max(groups) + 1)).float()
 
 
 def _initialise(network: nn.Module) -> None:
@@ -319,6 +338,9 @@ class Compressor(nn.Module):
             pass by g_a, g_s and the reverse network, have mu = 0, and share one sigma from h_s in each group
             (:meth:`gic.lapped.LappedTransform.groups`), times a learned factor of each. They cost next to nothing
             where the step is coarse.
+        hyper_activity: Show h_a, beside y, the logarithm of how strong each group of channels is, and let z begin as
+            its mean and sigma follow it: the prior begins with what it would take long to find. Takes the lapped
+            transform.
         lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.lapped`) as a shortcut around their
             networks: they begin as a linear codec and learn what is missing, which takes far fewer steps.
 
@@ -334,6 +356,7 @@ class Compressor(nn.Module):
     """
 
     membership: Tensor
+    seen: Tensor
 
     def __init__(
         self,
@@ -348,10 +371,12 @@ class Compressor(nn.Module):
         realistic_stages: int = 0,
         lapped: bool = False,
         detail_channels: int = 0,
+        hyper_activity: bool = False,
     ) -> None:
         super().__init__()
-        if detail_channels and not lapped:
-            raise ConfigError("detail_channels are coefficients of the lapped transform: set lapped too")
+        if (detail_channels or hyper_activity) and not lapped:
+            name = "detail_channels" if detail_channels else "hyper_activity"
+            raise ConfigError(f"{name} builds on the lapped transform: set lapped too")
         self.latent_channels = latent_channels
         self.detail_channels = detail_channels
         self.hyper_channels = hyper_channels
@@ -364,13 +389,16 @@ class Compressor(nn.Module):
                 raise ConfigError(f"{m} latent_channels are too few beside {detail_channels} detail_channels")
             self.groups = self.lapped.groups(m)
         groups = len(set(self.groups))
-        membership = torch.tensor([[float(own == group) for group in range(groups)] for own in self.groups])
-        self.register_buffer("membership", membership, persistent=False)
+        self.register_buffer("membership", _membership(self.groups), persistent=False)
         """Which detail channel (row) belongs to which group (column)."""
+        self.hyper_activity = hyper_activity
+        seen = _membership(self.lapped.groups(0)) if self.lapped is not None and hyper_activity else self.membership
+        self.register_buffer("seen", seen, persistent=False)
+        """The same for the channels whose activity h_a sees: all, or the detail."""
         self.g_a = Analysis(widths, blocks, m, block, attention, gain)
         self.g_s = Synthesis(widths, synthesis_blocks or blocks, m, block, attention, gain, realistic_stages)
         self.h_a = nn.Sequential(
-            conv3x3(m + groups, n),
+            conv3x3(m + self.seen.shape[1], n),
             nn.LeakyReLU(inplace=True),
             conv3x3(n, n, stride=2),
             nn.LeakyReLU(inplace=True),
@@ -393,7 +421,7 @@ class Compressor(nn.Module):
             self.detail = nn.Parameter(expected.log())
         if self.lapped is not None:
             self._begin_linear(self.lapped)
-        self.prior_z = FactorizedPrior(n)
+        self.prior_z = FactorizedPrior(n, slope=_SLOPE if hyper_activity else None)
         self.prior_y = LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))
         self.upper = LowerBound(-math.log(LAPPED_SIGMA_MAX if lapped else SIGMA_MAX))
@@ -414,23 +442,66 @@ class Compressor(nn.Module):
         log_sigma.mul_(0.1)
         h_a_last.weight.mul_(3)  # z of a trained codec is of order one; what is smaller is rounded away
         h_s_last.bias[m : 2 * m] = (self.gain * scale * deviation).log()
+        passing = self._begin_with_activity(lapped) if self.hyper_activity else 0
         if self.hyper_channels >= 2 * HYPER_DOWNSAMPLING**2:
             width = scale * deviation
             offset = (lapped.coarse_scale * lapped.coarse_deviation / width[lapped.means, None, None]).log()
-            self._know_places([m + channel for channel in lapped.means], offset)
+            self._know_places([m + channel for channel in lapped.means], offset, passing)
 
     @torch.no_grad()
-    def _know_places(self, outputs: Sequence[int], offsets: Tensor) -> None:
+    def _begin_with_activity(self, lapped: LappedTransform) -> int:
+        """Let z begin as the mean activity of each group over 4 x 4 elements, and log sigma follow it.
+
+        The first channels of all hidden layers carry it, one for each group but those of the means of blocks, each
+        apart from the others, as many as leave 32 others. Returns how many there are.
+        """
+        of_channel, m = lapped.groups(0), self.latent_channels
+        means = {of_channel[channel] for channel in lapped.means}
+        room = max(0, self.hyper_channels - 2 * HYPER_DOWNSAMPLING**2)
+        passing = [group for group in range(self.seen.shape[1]) if group not in means][:room]
+        own = slice(len(passing))
+        convolutions: list[Any] = [self.h_a[0], self.h_a[2], self.h_a[4]]
+        for number, conv in enumerate(convolutions):
+            if number > 0:
+                conv.weight[:, own] = 0
+            conv.weight[own] = 0
+            for i, group in enumerate(passing):
+                if number == 0:
+                    conv.weight[i, m + group, 1, 1] = 1
+                else:
+                    conv.weight[i, i, 1:, 1:] = 0.25  # 2 x 2 elements
+        convolutions[0].bias[own] = _ABOVE
+        convolutions[2].weight[len(passing) :] *= _OTHERS
+        convolutions[2].weight[own] *= _Z_PER_NAT
+        convolutions[2].bias[own] = -_ABOVE * _Z_PER_NAT
+        first: Any = self.h_s[0][0]  # type: ignore[index]
+        second: Any = self.h_s[2][0]  # type: ignore[index]
+        last: Any = self.h_s[4]
+        four = slice(4 * len(passing))
+        offset = _ABOVE * _Z_PER_NAT
+        first.weight[four], second.weight[four], second.weight[:, own], last.weight[:, own] = 0, 0, 0, 0
+        first.bias[four] = offset
+        for i, group in enumerate(passing):
+            first.weight[4 * i : 4 * i + 4, i, 1, 1] = 1
+            second.weight[4 * i : 4 * i + 4, i, 1, 1] = 1
+            outputs = [m + channel for channel in range(m) if of_channel[channel] == group]
+            outputs += sorted({2 * m + self.groups[t] for t in range(len(self.groups)) if of_channel[m + t] == group})
+            last.weight[outputs, i, 1, 1] = 1 / _Z_PER_NAT
+            last.bias[outputs] -= _ABOVE
+        return len(passing)
+
+    @torch.no_grad()
+    def _know_places(self, outputs: Sequence[int], offsets: Tensor, passing: int = 0) -> None:
         """Let h_s add offsets (K, 4, 4) to K of its outputs, by the place of an element among the 4 x 4 of one of z.
 
         Hidden channels are taken for it that are one in their place and zero elsewhere, whatever z: 4 after the first
-        shuffle, 16 after the second; of a trained network those that mattered least.
+        shuffle, 16 after the second; of a trained network those that mattered least, the first ``passing`` excepted.
         """
         first: Any = self.h_s[0][0]  # type: ignore[index]
         second: Any = self.h_s[2][0]  # type: ignore[index]
         last: Any = self.h_s[4]
-        corners = second.weight.square().sum((0, 2, 3)).argsort()[:4].tolist()
-        places = last.weight.square().sum((0, 2, 3)).argsort()[:16].tolist()
+        matter = [conv.weight[:, passing:].square().sum((0, 2, 3)) for conv in (second, last)]
+        corners, places = ((passing + w.argsort()[:n]).tolist() for w, n in zip(matter, (4, 16), strict=True))
         for i, corner in enumerate(corners):  # a shuffle makes channel c of 4 c ... 4 c + 3, in rows
             first.weight[4 * corner : 4 * corner + 4] = 0
             first.bias[4 * corner : 4 * corner + 4] = (torch.arange(4) == i).float()
@@ -493,18 +564,18 @@ class Compressor(nn.Module):
         """Latent y to z (B, N, h/4, w/4), float32, not yet rounded."""
         if self.lapped is not None:
             y = self.lapped.spread(y) / (self.gain * self.lapped.deviation)[:, None, None]
-            if self.detail_channels:
-                y = torch.cat([y[:, : self.latent_channels], self._activity(y[:, self.latent_channels :])], 1)
+            if len(self.seen):
+                y = torch.cat([y[:, : self.latent_channels], self._activity(y[:, -len(self.seen) :])], 1)
         return self.h_a(y).float()  # type: ignore[no-any-return]
 
     def _with_detail(self, y: Tensor) -> Tensor:
         """Zeros for the detail channels behind y, (B, M, h, w)."""
         return F.pad(y, (0, 0, 0, 0, 0, self.detail_channels)) if self.detail_channels else y
 
-    def _activity(self, detail: Tensor) -> Tensor:
-        """Logarithm of how strong each group of detail is, relative to what is expected, (B, G, h, w)."""
-        with torch.autocast(detail.device.type, enabled=False):
-            means = torch.einsum("tg,bthw->bghw", self.membership / self.membership.sum(0), detail.float() ** 2)
+    def _activity(self, y: Tensor) -> Tensor:
+        """Logarithm of how strong each group of channels is, relative to what is expected, (B, G, h, w)."""
+        with torch.autocast(y.device.type, enabled=False):
+            means = torch.einsum("tg,bthw->bghw", self.seen / self.seen.sum(0), y.float() ** 2)
         return torch.log(torch.sqrt(means + 1e-6) + 0.1)
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
