@@ -267,8 +267,8 @@ def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor, realism: Realism = 0
     detail = slice(own.stop or mu.shape[1], None)
 
     def denoise(y_q: Tensor, q: Tensor) -> Tensor:
-        parts = [t[:, own] for t in (y_q, mu, sigma)]
-        mean = truncated_normal_mean(parts[0], q, *refine(network, parts[0], q, *parts[1:], realism))
+        y, m, s = (t[:, own] for t in (y_q, mu, sigma))
+        mean = truncated_normal_mean(y, q, *refine(network, y, q, m, s, realism))
         if detail.start == y_q.shape[1]:
             return mean
         return torch.cat([mean, _passed(*(t[:, detail] for t in (y_q, q.expand_as(y_q), mu, sigma)))], 1)
