@@ -6,12 +6,14 @@ import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from gic.errors import ConfigError
 from gic.lightning_cli import expand_configs, make_cli
+from gic.synthetic import synthetic_image
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test", "strategies"))
@@ -67,6 +69,43 @@ def test_every_model_preset_combines_with_a_run(path, tmp_path, monkeypatch):
     cli = make_cli(words, run=False)
     wanted = yaml.safe_load(path.read_text())["model"]["codec"]["init_args"]["reverse"]["init_args"]["latent_channels"]
     assert cli.model.codec.compressor.latent_channels == wanted
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "weights").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipe_takes_the_fine_model(path, tmp_path, monkeypatch, offline_metrics):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(path), "--config", str(CONFIGS / "models" / "fine.yaml")]
+    cli = make_cli([*words, "--trainer.accelerator", "cpu"], run=False)
+    assert cli.model.codec.compressor.detail_channels == 256 and cli.model.codec.q_min == 0.4
+
+
+@pytest.mark.slow
+def test_the_paper_scale_model_learns_a_batch_in_30_steps(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--config", str(CONFIGS / "models" / "base.yaml")]
+    cli = make_cli([*words, "--trainer.accelerator", "cpu"], run=False)
+    codec, objective = cli.model.codec.train(), cli.model.objective
+    pictures = [np.asarray(synthetic_image(index, size=(64, 64))) for index in range(2)]
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        return objective(codec, x)
+
+    with torch.no_grad():
+        before = losses(0)
+    optimizer = cli.model.make_optimizer(codec.parameters())
+    rate = optimizer.param_groups[0]["lr"]
+    for step in range(30):
+        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / 10)
+        optimizer.zero_grad()
+        losses(step + 1)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        after = losses(0)
+    assert after["loss"] < 0.8 * before["loss"]
+    assert after["psnr"] > before["psnr"] and after["bits_per_pixel"] < before["bits_per_pixel"]
 
 
 def test_every_strategy_combines_with_a_run_and_with_the_others(tmp_path, monkeypatch):
