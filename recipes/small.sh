@@ -8,11 +8,12 @@
 # was interrupted. The stages of configs/weights/ follow each other, each with its share of the minutes, which hold
 # everything: starting, training, measuring, saving. On a laptop's CPU batches are small, on a GPU data.cuda_batch_size.
 #
+#   ADVERSARIAL=yes the last stage has a discriminator too: for hours on a GPU
 #   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
 #   GIC_PYTHON=...  what starts Python
 #
-# A stage that would have less than a minute is left out, and its time goes to the one after it. The perceptual stage
-# needs LPIPS' backbone: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
+# A stage that would have less than a minute is left out, and its time goes to the one after it. The perceptual stages
+# need LPIPS' backbone: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
 set -euo pipefail
 
 fail() {
@@ -36,6 +37,11 @@ shift 3
 compgen -G "$shards/train-*.tar" >/dev/null || fail "there is no train-*.tar in $shards: gic shards PICTURES -o $shards"
 compgen -G "$shards/val-*.tar" >/dev/null ||
     fail "there is no val-*.tar in $shards: gic shards OTHERS -o $shards --prefix val"
+case ${ADVERSARIAL:-no} in
+    no) realism=5-realism ;;
+    yes) realism=5-adversarial ;;
+    *) fail "ADVERSARIAL is yes or no, not '$ADVERSARIAL'" ;;
+esac
 configs=$(cd "$(dirname "$0")/../configs/weights" && pwd)
 read -ra python <<<"${GIC_PYTHON:-python}"
 mkdir -p "$out" 2>/dev/null || fail "the folder $out cannot be made"
@@ -44,13 +50,13 @@ if command -v flock >/dev/null; then # held by what is started here too, so that
     flock -w 10 9 || fail "another process is at work in $out"
 fi
 
-# stage, config, per cent of the time
+# stage, per cent of the time
 if [[ ${INIT:-} == none ]]; then
-    init="" stages=(1-prior 15 2-compressor 45 3-reverse 5 4-perceptual 35)
+    init="" stages=(1-prior 15 2-compressor 45 3-reverse 5 4-perceptual 20 "$realism" 15)
 else
     init=${INIT:-shipped}
     [[ $init == shipped || -f $init ]] || fail "INIT names $init, which is no file"
-    stages=(2-compressor 50 3-reverse 8 4-perceptual 42)
+    stages=(2-compressor 45 3-reverse 5 4-perceptual 25 "$realism" 25)
 fi
 # A stage of less than a minute would do little but start: its time goes to the one after it.
 plan=() spare=0
@@ -71,6 +77,7 @@ fi
 
 # The same OUT goes on with the same run only.
 told="$minutes minutes from ${init:-nothing}"
+[[ $realism == 5-realism ]] || told+=", with a discriminator"
 if [[ -e $out/run.txt ]]; then
     begun=$(<"$out/run.txt")
     [[ $begun == "$told" ]] || fail "$out is a run of $begun: for one of $told name another folder"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import HERE, PATIENCE, wait_for
 
 from gic.checkpoint import load_codec
@@ -22,6 +23,8 @@ RECIPE = HERE.parent / "recipes" / "small.sh"
 TINY = ["--config", str(HERE / "tiny_codec.yaml"), "--trainer.accelerator", "cpu", "--model.metrics", "[psnr]"]
 # LPIPS needs weights that are not at hand everywhere; a term of our own stands in for it.
 TINY += ["--model.objective.init_args.terms", "{coarse: {class_path: terms.CoarseDistance}}"]
+TINY += ["--model.codec.init_args.compressor.init_args.realistic_stages", "1"]
+TINY += ["--model.codec.init_args.reverse.init_args.realistic", "true"]
 TINY += ["--data.crop_size", "64", "--data.num_workers", "0", "--data.shuffle_buffer", "8"]
 
 
@@ -79,6 +82,12 @@ def test_a_folder_with_something_else_is_left_alone(shards: Path, tmp_path: Path
         assert (out / name).read_text() == text and {path.name for path in out.iterdir()} <= {name, ".lock"}
 
 
+def test_a_discriminator_is_asked_for_with_yes_or_no(shards: Path, tmp_path: Path) -> None:
+    process = begin("1", shards, tmp_path / "out", ADVERSARIAL="maybe")
+    assert "ADVERSARIAL is yes or no, not 'maybe'" in process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 2 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -89,10 +98,11 @@ def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -
     def steps(stage: str) -> int:
         return max((int(path.stem.removeprefix("step-")) for path in saved(stage)), default=0)
 
-    process = begin("2", shards, out, INIT="none")
+    again = partial(begin, "2", shards, out, INIT="none", ADVERSARIAL="yes")
+    process = again()
     wait_for(lambda: "s of training" in log(out / "2-compressor"), process)
     time.sleep(3)
-    assert begin("2", shards, out, INIT="none").wait(PATIENCE) == 2  # no two at work in one folder
+    assert again().wait(PATIENCE) == 2  # no two at work in one folder
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl+C does it
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 75, said
@@ -100,22 +110,37 @@ def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -
     first = steps("2-compressor")
     assert first > 0 and not (out / "2-compressor" / "done").exists()
 
-    process = begin("2", shards, out, INIT="none")
+    process = again()
     wait_for(lambda: (out / "2-compressor" / "done").exists(), process)
     assert steps("2-compressor") > first
-    wait_for(lambda: "s of training" in log(out / "4-perceptual"), process)
+    wait_for(lambda: "s of training" in log(out / "5-adversarial"), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENCE)
 
-    process = begin("2", shards, out, INIT="none")
+    process = again()
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
     assert "== 2-compressor" not in said
     assert "bits per" in said.rpartition("from the first validation to the last")[2]
     codec = load_codec(out / "small.safetensors")
     assert codec.compressor.latent_channels == 8
-    report: Any = json.loads(next((out / "4-perceptual" / "results").glob("val-*.json")).read_text())
+    assert not [name for name, _ in codec.named_parameters() if "adversarial" in name]
+    report: Any = json.loads(next((out / "5-adversarial" / "results").glob("val-*.json")).read_text())
     assert len({row["key"] for row in report["images"]}) == 2
+    last = torch.load(out / "5-adversarial" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["adversarial"]
+    # From its weights the recipe without a discriminator: time for the last stage alone, and files stay as they are.
+    process = begin("1", shards, tmp_path / "more", INIT=str(out / "small.safetensors"))
+    said = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 0, said
+    assert "== 5-realism: 60 s" in said
+    more = load_codec(tmp_path / "more" / "small.safetensors")
+    changed = {
+        name
+        for (name, old), new in zip(codec.named_parameters(), more.parameters(), strict=True)
+        if not torch.equal(old, new)
+    }
+    assert changed and all("realistic" in name for name in changed)
 
 
 def log(folder: Path) -> str:
