@@ -2,7 +2,8 @@
 
 python benchmarks/strip.py kodim05.png --box 40 180 296 436 --output docs/images/strip.png
 
-AVIF is the best that takes no more bytes.
+AVIF is the best that takes no more bytes. `--compare before=a.safetensors after=b.safetensors` draws r = 1 of several
+weights instead.
 """
 
 from __future__ import annotations
@@ -34,6 +35,33 @@ def avif(image: Image.Image, size: int) -> tuple[Image.Image, int]:
     return best
 
 
+Cell = tuple[str, Image.Image | None]
+
+
+def with_avif(original: Image.Image, bpp: float, checkpoint: str | None) -> list[Cell]:
+    """Pictures of one size in bytes: gic at r = 0 and r = 1, and AVIF."""
+    codec = gic.load(checkpoint)
+    pixels = original.width * original.height
+    data = codec.compress(original, bpp=bpp)
+    other, size = avif(original, len(data))
+    return [
+        (f"gic r = 0, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=0.0)),
+        (f"gic r = 1, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=1.0)),
+        (f"AVIF, {size * 8 / pixels:.3f} bpp" if size else "AVIF: not that small", other if size else None),
+    ]
+
+
+def compare(original: Image.Image, bpp: float, checkpoints: dict[str, str]) -> list[Cell]:
+    """What each set of weights makes of the picture at r = 1."""
+    cells: list[Cell] = []
+    for name, checkpoint in checkpoints.items():
+        codec = gic.load(checkpoint)
+        data = codec.compress(original, bpp=bpp)
+        bits = len(data) * 8 / original.width / original.height
+        cells.append((f"{name}, {bits:.3f} bpp", codec.decompress(data, realism=1.0)))
+    return cells
+
+
 def main() -> None:
     """Draw the strip."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,27 +69,20 @@ def main() -> None:
     parser.add_argument("--bpp", type=float, nargs="+", default=[0.1, 0.2, 0.4])
     parser.add_argument("--box", type=int, nargs=4, default=[0, 0, 256, 256], help="left, top, right, bottom")
     parser.add_argument("--checkpoint", help="weights (default: those in the package)")
+    parser.add_argument("--compare", nargs="+", metavar="NAME=FILE", default=[], help="r = 1 of these weights instead")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
-    codec = gic.load(args.checkpoint)
     original = Image.open(args.image).convert("RGB")
-    pixels = original.width * original.height
+    compared = dict(each.split("=", 1) for each in args.compare)
     cells = []
     for row, bpp in enumerate(track(args.bpp, description=args.image.name)):
-        data = codec.compress(original, bpp=bpp)
-        other, size = avif(original, len(data))
-        line = [
-            (f"gic r = 0, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=0.0)),
-            (f"gic r = 1, {len(data) * 8 / pixels:.3f} bpp", codec.decompress(data, realism=1.0)),
-            (f"AVIF, {size * 8 / pixels:.3f} bpp" if size else "AVIF: not that small", other if size else None),
-        ]
-        cells += [
-            (column, row, text, picture) for column, (text, picture) in enumerate([("original", original), *line])
-        ]
+        line: list[Cell] = [("original", original)]
+        line += compare(original, bpp, compared) if compared else with_avif(original, bpp, args.checkpoint)
+        cells += [(column, row, text, picture) for column, (text, picture) in enumerate(line)]
     left, top, right, bottom = args.box
     width, height = right - left, bottom - top
-    sheet = Image.new("RGB", (4 * width, len(args.bpp) * (height + EDGE)), "white")
+    sheet = Image.new("RGB", ((1 + max(cell[0] for cell in cells)) * width, len(args.bpp) * (height + EDGE)), "white")
     for column, row, text, picture in cells:
         at = (column * width, row * (height + EDGE))
         ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + 3), text, fill="black")
