@@ -6,7 +6,7 @@
 # SHARDS holds train-*.tar and val-*.tar, as `gic shards` makes them. Everything lands in OUT: a folder for each stage with
 # its log, tables, pictures and checkpoints, and small.safetensors. Started again with the same OUT it goes on where it
 # was interrupted. The stages of configs/weights/ follow each other, each with its share of the minutes, which hold
-# everything: starting, training, measuring, saving. On a laptop's CPU batches are small, on a GPU data.cuda_batch_size.
+# starting, training, measuring and saving. On a laptop's CPU batches are small, on a GPU data.cuda_batch_size.
 #
 #   ADVERSARIAL=yes the last stage has a discriminator too: for hours on a GPU
 #   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
@@ -139,4 +139,4 @@ cp "$out/$last/weights.safetensors" "$out/.small.safetensors.part"
 mv "$out/.small.safetensors.part" "$out/small.safetensors"
 echo "== from the first validation to the last"
 "${python[@]}" -m gic.evaluation "$out/${plan[0]}" "$out/$last"
-echo "written: $out/small.safetensors (gic compress photo.png --checkpoint $out/small.safetensors)"
+echo "written: $out/small.safetensors (gic compress photo.png --checkpoint $out/small.safetensors, and the same for gic decompress)"
