@@ -1,4 +1,4 @@
-"""Builds gic/_rans.so from gic/_rans.c with the machine's C compiler; without one the package codes in Python."""
+"""Builds gic/bitstream/_rans.so from gic/bitstream/_rans.c with the machine's C compiler; without one the package codes in Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CompileLoops(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before the wheel is put together."""
-        folder = Path(self.root) / "gic"
+        folder = Path(self.root) / "gic" / "bitstream"
         target = folder / "_rans.so"
         compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
         target.unlink(missing_ok=True)
@@ -30,4 +30,4 @@ class CompileLoops(BuildHookInterface):
             self.app.display_warning(f"entropy coding will run in Python: {done.stderr}")
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data.update(pure_python=False, tag=f"py3-none-{platform}", artifacts=["gic/_rans.so"])
+        build_data.update(pure_python=False, tag=f"py3-none-{platform}", artifacts=["gic/bitstream/_rans.so"])

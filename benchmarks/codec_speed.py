@@ -21,14 +21,17 @@ from measuring import in_turns, machine, operations, parser, peak_rates, save, s
 from PIL import Image
 from torch import Tensor
 
-from gic import rans, sde
-from gic.codec import ImageCodec, tiles_of
-from gic.entropy import level_value
+from gic.bitstream import rans
+from gic.bitstream.coder import level_value
+from gic.bitstream.container import unpack
+from gic.codec.image_codec import ImageCodec
+from gic.codec.tiling import tiles_of
+from gic.data.synthetic import synthetic_image
 from gic.errors import require
-from gic.fileformat import unpack
-from gic.images import load_rgb, to_tensor
-from gic.reverse import denoiser
-from gic.synthetic import synthetic_image
+from gic.method import samplers, sde
+from gic.models.reverse import denoiser
+from gic.pictures.load import load_rgb
+from gic.pictures.tensors import to_tensor
 
 STEPS = (1, 2, 4)
 LEARNED = ("mbt2018-mean", "elic2022-official", "cheng2020-anchor")
@@ -54,7 +57,7 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
     picture = codec.decompress(data)
 
     def reverse() -> Tensor:
-        return sde.reverse(
+        return samplers.reverse(
             denoiser(codec.model.reverse, mu, sigma), y_q, level, steps=steps, sampler=codec.model.sampler
         )
 

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.special import log_ndtr
 
-from gic.checkpoint import load_codec
-from gic.compressor import Compressor
-from gic.entropy import SCALE_FIRST, SCALE_LAST, SCALE_STEP, EntropyCoder, Prior, Tables, gaussian_tables, level_code
+from gic.bitstream.coder import EntropyCoder, Prior, level_code
+from gic.bitstream.tables import SCALE_FIRST, SCALE_LAST, SCALE_STEP, Tables, gaussian_tables
+from gic.codec.weights import load_codec
 from gic.errors import FormatError, require
+from gic.models.compressor import ResidualCompressor
 
 ans = require("compressai.ans", "baselines")
 try:
@@ -214,7 +215,7 @@ def ideal_bits(y: NDArray[Any], q: float, mu: NDArray[Any], sigma: NDArray[Any])
     return float(-(upper + np.log1p(-np.exp(lower - upper))).sum() / math.log(2))
 
 
-def spread(compressor: Compressor, z: torch.Tensor) -> None:
+def spread(compressor: ResidualCompressor, z: torch.Tensor) -> None:
     """Give a random network's log2 sigma a mean of -1 and a deviation of 2."""
     last = compressor.h_s[-1]
     m = compressor.latent_channels
@@ -237,7 +238,7 @@ def main() -> None:
     with Image.open(arguments.image) as image:
         x = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
     x = x[:, :, : x.shape[2] // 64 * 64, : x.shape[3] // 64 * 64]
-    compressor = load_codec(arguments.weights).compressor if arguments.weights else Compressor().eval()
+    compressor = load_codec(arguments.weights).compressor if arguments.weights else ResidualCompressor().eval()
     with torch.no_grad():
         z = compressor.h_a(compressor.g_a(x))
         if not arguments.weights:
@@ -269,7 +270,7 @@ def main() -> None:
     print(json.dumps({key: report[key] for key in ("load_s", "prior")}, indent=2))
     rng = np.random.default_rng(0)
     y = mu.numpy().astype(np.float64) + sigma.numpy() * rng.normal(size=mu.shape)
-    coders: dict[str, Any] = {"gic.rans": gic_coder, "compressai.ans": compressai_coder}
+    coders: dict[str, Any] = {"gic.bitstream.rans": gic_coder, "compressai.ans": compressai_coder}
     if stream is not None:
         coders["constriction"] = constriction_coder
     coders |= {f"numpy, {lanes} states": lanes_coder(lanes) for lanes in (64, 256)}
@@ -311,7 +312,7 @@ def main() -> None:
                 f"encode {1000 * encode_s:7.1f} ms, decode {1000 * decode_s:7.1f} ms"
             )
         report["levels"][f"{q:g}"] = row
-        report["safety"]["gic.rans"] = gic_safety(tables, index, kept)
+        report["safety"]["gic.bitstream.rans"] = gic_safety(tables, index, kept)
     print(json.dumps(report["safety"], indent=2))
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(report, indent=2) + "\n")

@@ -27,15 +27,16 @@ import torch
 from measuring import machine, operations, parser, peak_rates, save, show
 
 import gic
-from gic.codec import ImageCodec
-from gic.data import TrainLoader
+from gic.codec.image_codec import ImageCodec
+from gic.data.module import TrainLoader
+from gic.data.reading import expand_shards
+from gic.data.stream import TrainStream
+from gic.data.synthetic import ensure_synthetic_shards
 from gic.errors import GicError
-from gic.losses import Objective, PerceptualTerm
-from gic.model import Codec, trainable_parameters
-from gic.stream import TrainStream
-from gic.synthetic import ensure_synthetic_shards
-from gic.tarshards import expand_shards
-from gic.training import compiler_problem
+from gic.models.codec import Codec, trainable_parameters
+from gic.quality.terms import PerceptualTerm
+from gic.training.module import compiler_problem
+from gic.training.objective import Objective
 
 STAGES: dict[str, dict[str, Any]] = {
     "compressor": {"trainable": ["compressor"], "objective": {"lambda_0": 6500.0}},
@@ -54,7 +55,7 @@ STAGES: dict[str, dict[str, Any]] = {
 
 def lpips() -> dict[str, PerceptualTerm]:
     """LPIPS as a term, if its weights are at hand."""
-    from gic.perceptual import LPIPS
+    from gic.quality.terms import LPIPS
 
     try:
         return {"lpips": LPIPS(weight=4.0)}

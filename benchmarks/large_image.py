@@ -25,9 +25,9 @@ import yaml
 from numpy.typing import NDArray
 
 import gic
-from gic.checkpoint import build_codec
-from gic.codec import ImageCodec
-from gic.synthetic import synthetic_image
+from gic.codec.image_codec import ImageCodec
+from gic.codec.weights import build_codec
+from gic.data.synthetic import synthetic_image
 
 SMALL = Path(__file__).resolve().parent.parent / "configs" / "models" / "small.yaml"
 Q_STEP = 2.0

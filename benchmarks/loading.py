@@ -26,10 +26,10 @@ import torch
 from measuring import in_turns, machine, parser, save, show
 from PIL import Image
 
-from gic.data import TrainLoader
-from gic.stream import TrainStream, _Tally
-from gic.synthetic import ensure_synthetic_shards
-from gic.tarshards import expand_shards, read_shard
+from gic.data.module import TrainLoader
+from gic.data.reading import expand_shards, read_shard
+from gic.data.stream import TrainStream, _Tally
+from gic.data.synthetic import ensure_synthetic_shards
 
 
 def main() -> None:

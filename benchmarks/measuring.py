@@ -15,8 +15,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from gic.checkpoint import build_codec, load_codec
-from gic.model import Codec
+from gic.codec.weights import build_codec, load_codec
+from gic.models.codec import Codec
 
 SMALL = Path(__file__).resolve().parent.parent / "configs" / "models" / "small.yaml"
 

@@ -21,9 +21,9 @@ import torch
 from measuring import machine, parser, save, show, small_codec
 from numpy.typing import NDArray
 
-from gic.codec import ImageCodec
-from gic.losses import Objective
-from gic.synthetic import synthetic_image
+from gic.codec.image_codec import ImageCodec
+from gic.data.synthetic import synthetic_image
+from gic.training.objective import Objective
 
 MIB = 2**20
 

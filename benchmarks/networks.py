@@ -32,14 +32,15 @@ from measuring import machine, save, show
 from torch import Tensor
 
 from gic.benchmark.bd_rate import bd_rate
-from gic.benchmark.results import Curve, Measurement, MetricInfo, Point
-from gic.checkpoint import build_codec
-from gic.data import ImageData
-from gic.images import as_float
-from gic.losses import Objective, mean_squared_error, psnr, rate_distortion_lambda
-from gic.model import Codec, macs_per_pixel, parameter_counts, trainable_parameters
-from gic.stream import EvalImages
-from gic.training import WarmupCosine
+from gic.benchmark.results import Curve, Measurement, Point
+from gic.codec.weights import build_codec
+from gic.data.module import ImageData
+from gic.data.stream import EvalImages
+from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
+from gic.pictures.tensors import as_float
+from gic.quality.metric import MetricInfo
+from gic.training.objective import Objective, mean_squared_error, psnr, rate_distortion_lambda
+from gic.training.schedule import WarmupCosine
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "weights"
 STAGES = {"prior": CONFIGS / "small-1-prior.yaml", "compressor": CONFIGS / "small-2-compressor.yaml"}
@@ -111,7 +112,7 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def average_decay(config: Mapping[str, Any]) -> float:
     """Decay of the averaged weights that a config asks for."""
     for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"] == "gic.training.EMA":
+        if callback["class_path"] == "gic.training.ema.EMA":
             return float(callback["init_args"]["decay"])
     raise SystemExit("the config averages no weights")
 

@@ -14,9 +14,10 @@ import numpy as np
 from rich.progress import track
 
 import gic
-from gic.codec import ImageCodec
-from gic.fileformat import unpack
-from gic.images import find_images, load_rgb
+from gic.bitstream.container import unpack
+from gic.codec.image_codec import ImageCodec
+from gic.pictures.find import find_images
+from gic.pictures.load import load_rgb
 
 LEVELS = 20
 TARGETS_BPP = (0.1, 0.2, 0.4, 0.8)

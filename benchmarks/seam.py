@@ -16,8 +16,10 @@ import torch
 from rich.progress import track
 
 import gic
-from gic.codec import ImageCodec
-from gic.images import find_images, load_rgb, to_tensor
+from gic.codec.image_codec import ImageCodec
+from gic.pictures.find import find_images
+from gic.pictures.load import load_rgb
+from gic.pictures.tensors import to_tensor
 
 
 def near_borders(height: int, width: int, tile: int) -> torch.Tensor:

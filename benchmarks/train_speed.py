@@ -27,13 +27,15 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from measuring import machine, method, operations, parser, peak_rates, save, show, small_codec
 
-from gic.compressor import Compressor
-from gic.data import ImageData
+from gic.data.module import ImageData
 from gic.errors import require
-from gic.losses import Objective
-from gic.model import Codec
-from gic.reverse import ReverseUNet
-from gic.training import EMA, LitCodec, WarmupCosine
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.reverse import ReverseUNet
+from gic.training.ema import EMA
+from gic.training.module import LitCodec
+from gic.training.objective import Objective
+from gic.training.schedule import WarmupCosine
 
 UNCOUNTED = 2  # steps at the start of each turn
 
@@ -158,7 +160,7 @@ def compressai(model: Any, batches: list[dict[str, Any]], steps: int, device: st
 
 def overhead(device: str, folder: Path, rounds: int, steps: int = 30) -> float:
     """Seconds per step that Lightning and logging add, found with a model of a few thousand weights."""
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
     codec = Codec(compressor, ReverseUNet(8, widths=(8,), blocks=(1,))).train().to(device)
     batches = [{"image": torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "key": ["0"], "skipped": {}}]
     around: list[float] = []

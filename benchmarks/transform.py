@@ -18,10 +18,10 @@ import bjontegaard
 import torch
 from torch import Tensor
 
-from gic.benchmark.metrics import make_metrics
-from gic.images import as_float
-from gic.lapped import SUPER_BLOCK, LappedTransform
-from gic.stream import EvalImages
+from gic.data.stream import EvalImages
+from gic.models.lapped import SUPER_BLOCK, LappedTransform
+from gic.pictures.tensors import as_float
+from gic.quality.metrics import make_metrics
 
 LEVELS = (1.4, 2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0)
 GAIN = 8.0

@@ -2,7 +2,7 @@
 
     python benchmarks/unusual.py ~/kodak --output benchmarks/results/unusual.json
 
-Each picture is turned grey and coded at q = 1 with and without the search for another z (gic/skipped.py), and decoded
+Each picture is turned grey and coded at q = 1 with and without the search for another z (gic/codec/skipped.py), and decoded
 at r = 0: bytes, PSNR, the worst block of 16 x 16 pixels (root of the mean square, in grey levels), and the CPU seconds
 of the analysis. The last are given for the picture in colour too.
 """
@@ -18,8 +18,10 @@ from measuring import machine, parser, save, show
 from torch.nn import functional as F
 
 import gic
-from gic import skipped
-from gic.images import find_images, load_rgb, to_tensor
+from gic.codec import skipped
+from gic.pictures.find import find_images
+from gic.pictures.load import load_rgb
+from gic.pictures.tensors import to_tensor
 
 
 def seconds_of_analysis(codec: Any, pixels: torch.Tensor) -> tuple[Any, float]:

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gic.version import __version__
+
 __all__ = ["ConfigError", "FormatError", "GicError", "ImageCodec", "ImageError", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from gic.codec import ImageCodec
+    from gic.codec.image_codec import ImageCodec
+    from gic.codec.weights import load
     from gic.errors import ConfigError, FormatError, GicError, ImageError
-    from gic.loading import load
 
 _HOMES = {
     "ConfigError": "gic.errors",
     "FormatError": "gic.errors",
     "GicError": "gic.errors",
     "ImageError": "gic.errors",
-    "ImageCodec": "gic.codec",
-    "load": "gic.loading",
+    "ImageCodec": "gic.codec.image_codec",
+    "load": "gic.codec.weights",
 }
 
 

@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from gic.cli import run
+    from gic.commands.dispatch import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -89,7 +89,7 @@ else
         "${python[@]}" -c "
 import sys
 from gic.errors import GicError
-from gic.perceptual import lpips_network
+from gic.quality.terms import lpips_network
 try:
     lpips_network('alex')
 except GicError as error:
@@ -138,5 +138,5 @@ done
 cp "$out/$last/weights.safetensors" "$out/.small.safetensors.part"
 mv "$out/.small.safetensors.part" "$out/small.safetensors"
 echo "== from the first validation to the last"
-"${python[@]}" -m gic.evaluation "$out/${plan[0]}" "$out/$last"
+"${python[@]}" -m gic.training.evaluation "$out/${plan[0]}" "$out/$last"
 echo "written: $out/small.safetensors (gic compress photo.png --checkpoint $out/small.safetensors, and the same for gic decompress)"

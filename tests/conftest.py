@@ -33,7 +33,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a few small drawn pictures as shards, for runs: train-*.tar and val-000000.tar."""
-    from gic.synthetic import ensure_synthetic_shards
+    from gic.data.synthetic import ensure_synthetic_shards
 
     folder = tmp_path_factory.mktemp("pictures")
     ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)

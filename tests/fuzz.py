@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 from small import picture
 
-from gic.codec import ImageCodec
+from gic.bitstream.container import Metadata, pack, unpack
+from gic.codec.image_codec import ImageCodec
 from gic.errors import FormatError
-from gic.fileformat import Metadata, pack, unpack
 
 EXTREMES = (0, 1, 2, 63, 64, 65, 127, 128, 2**14, 2**18, 2**18 + 1, 2**21, 2**28, 2**32 - 1, 2**35, 2**42 - 1)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gic.model import Codec
-from gic.reverse import ReverseUNet
+from gic.models.codec import Codec
+from gic.models.reverse import ReverseUNet
 
 
 class OwnCodec(Codec):

@@ -11,17 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gic.codec import ImageCodec, tiles_of
-from gic.compressor import Compressor
-from gic.fileformat import GicFile
-from gic.model import Codec
-from gic.reverse import ReverseUNet
+from gic.bitstream.container import GicFile
+from gic.codec.image_codec import ImageCodec
+from gic.codec.tiling import tiles_of
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.reverse import ReverseUNet
 
 CONFIG = {
-    "class_path": "gic.model.Codec",
+    "class_path": "gic.models.codec.Codec",
     "init_args": {
         "compressor": {
-            "class_path": "gic.compressor.Compressor",
+            "class_path": "gic.models.compressor.ResidualCompressor",
             "init_args": {
                 "widths": [8, 8, 8, 8],
                 "blocks": [0, 0, 0, 1],
@@ -30,7 +31,7 @@ CONFIG = {
             },
         },
         "reverse": {
-            "class_path": "gic.reverse.ReverseUNet",
+            "class_path": "gic.models.reverse.ReverseUNet",
             "init_args": {"latent_channels": 8, "widths": [8], "blocks": [1]},
         },
     },
@@ -50,7 +51,7 @@ def formula(shape: tuple[int, ...], salt: int) -> Tensor:
 def small_model(salt: int = 0, latent_channels: int = 8, hyper_channels: int = 4) -> Codec:
     """A codec of a few thousand weights, none of them zero; other weights for another ``salt``."""
     m, n = latent_channels, hyper_channels
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=m, hyper_channels=n)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=m, hyper_channels=n)
     codec = Codec(compressor, ReverseUNet(m, widths=(8,), blocks=(1,))).eval()
     with torch.no_grad():
         for number, (name, parameter) in enumerate(codec.named_parameters()):

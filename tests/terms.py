@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from gic.losses import PerceptualTerm
+from gic.quality.terms import PerceptualTerm
 
 
 class CoarseDistance(PerceptualTerm):

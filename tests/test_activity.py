@@ -8,24 +8,26 @@ from bounds import rounding
 from small import picture
 from torch import Tensor
 
-from gic.compressor import Compressor, FactorizedPrior
-from gic.entropy import LEVELS_PER_OCTAVE, EntropyCoder
+from gic.bitstream.coder import EntropyCoder
+from gic.bitstream.tables import LEVELS_PER_OCTAVE
 from gic.errors import ConfigError
-from gic.images import as_float
-from gic.model import Codec
-from gic.reverse import ReverseUNet
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.entropy_model import FactorizedPrior
+from gic.models.reverse import ReverseUNet
+from gic.pictures.tensors import as_float
 
 M, N = 64, 96
 
 
-def compressor(**options: object) -> Compressor:
+def compressor(**options: object) -> ResidualCompressor:
     torch.manual_seed(0)
     sizes = {"latent_channels": M, "hyper_channels": N, "lapped": True, "hyper_activity": True, **options}
-    return Compressor((8, 8, 8, 8), (0, 0, 0, 0), **sizes).eval()  # type: ignore[arg-type]
+    return ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), **sizes).eval()  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def bits(model: Compressor, x: Tensor) -> float:
+def bits(model: ResidualCompressor, x: Tensor) -> float:
     codec = Codec(model, ReverseUNet(M, widths=(8,), blocks=(1,)), q_min=0.5, q_max=16.0).eval()
     return float(codec(x, torch.tensor([1.0]), realism=0.0).bits)
 

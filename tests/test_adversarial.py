@@ -14,23 +14,23 @@ from torch import Tensor
 from training_runs import DDP, callback_words, finish, losses, start
 from training_runs import tiny as tiny_run
 
-from gic.adversarial import LOSS_MAX, LOSSES, Adversarial, DiscriminatorError, PatchDiscriminator
-from gic.compressor import Synthesis
 from gic.errors import ConfigError
-from gic.lightning_cli import make_cli
-from gic.losses import Objective
-from gic.model import Codec, trainable_parameters
-from gic.reverse import ReverseUNet
-from gic.training import LitCodec
+from gic.models.codec import Codec, trainable_parameters
+from gic.models.reverse import ReverseUNet
+from gic.models.transforms import Synthesis
+from gic.quality.discriminator import LOSS_MAX, LOSSES, Adversarial, DiscriminatorError, PatchDiscriminator
+from gic.training.cli import make_cli
+from gic.training.module import LitCodec
+from gic.training.objective import Objective
 
 Q = torch.tensor([1.0, 2.0, 4.0])
 TERM = """
-    class_path: gic.adversarial.Adversarial
+    class_path: gic.quality.discriminator.Adversarial
     init_args:
       warmup_steps: 1
       ramp_steps: 1
       discriminator:
-        class_path: gic.adversarial.PatchDiscriminator
+        class_path: gic.quality.discriminator.PatchDiscriminator
         init_args: {width: 4, latent_width: 2, embedding: 4}
 """
 CONFIG = f"""
@@ -337,7 +337,9 @@ def test_a_checkpoint_of_another_discriminator_is_refused(words: list[str], tmp_
 
 
 def test_weights_that_are_exported_hold_nothing_of_the_discriminator(words: list[str], tmp_path: Path) -> None:
-    checkpoint = "{class_path: gic.training.Checkpoint, init_args: {dirpath: ckpt, export: ckpt/out.safetensors}}"
+    checkpoint = (
+        "{class_path: gic.training.checkpoint.Checkpoint, init_args: {dirpath: ckpt, export: ckpt/out.safetensors}}"
+    )
     make_cli([*words, "--trainer.max_steps", "2", "--trainer.callbacks", f"[{checkpoint}]"])
     saved = weights(tmp_path, 2)
     assert saved["adversarial"]["steps"] == 2
@@ -354,7 +356,7 @@ def test_a_discriminator_that_diverges_ends_the_run_with_one_line(
     for loss in (LOSS_MAX * 1.01, float("nan"), float("inf")):
         with pytest.raises(DiscriminatorError, match="diverged after 0 steps"):
             term.check(loss)
-    monkeypatch.setattr("gic.adversarial.LOSS_MAX", 0.5)
+    monkeypatch.setattr("gic.quality.discriminator.LOSS_MAX", 0.5)
     with pytest.raises(DiscriminatorError, match="lower its lr"):
         make_cli(words)
 

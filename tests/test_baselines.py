@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gic.benchmark import baselines
-from gic.benchmark.baselines import Avif, Baseline, CompressAIZoo, Heic, Jpeg, Jpeg2000, JpegXL, PillowBaseline, WebP
+from gic.benchmark import picture_codecs as baselines
+from gic.benchmark.compressai_codecs import CompressAIZoo
+from gic.benchmark.picture_codecs import Avif, Baseline, Heic, Jpeg, Jpeg2000, JpegXL, PillowBaseline, WebP
 from gic.errors import ConfigError
 
 CODECS: list[type[Any]] = [Jpeg, WebP, Avif, JpegXL, Heic, Jpeg2000]

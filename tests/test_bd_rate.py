@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from gic.benchmark.bd_rate import BDRate, bd_rate, bd_renderable, bd_table
-from gic.benchmark.results import Curve, Measurement, MetricInfo, Point, Results
+from gic.benchmark.results import Curve, Measurement, Point, Results
+from gic.quality.metric import MetricInfo
 
 PSNR = MetricInfo("psnr", "PSNR", True, "image", "test", "dB")
 LPIPS = MetricInfo("lpips_alex", "LPIPS (alex)", False, "image", "test")

@@ -13,9 +13,10 @@ from PIL import Image
 
 from gic.benchmark.cache import Cache
 from gic.benchmark.codecs import BenchmarkCodec, Decoding, Gic
-from gic.benchmark.results import MetricInfo, Results, load_results, save_results
+from gic.benchmark.results import Results, load_results, save_results
 from gic.benchmark.runner import Runner, short_names
 from gic.errors import ConfigError, DataError
+from gic.quality.metric import MetricInfo
 
 
 class Posterise(BenchmarkCodec):

@@ -13,8 +13,8 @@ from PIL import Image
 from small import CONFIG, array, picture, small_model
 
 from gic.benchmark.results import load_results
-from gic.checkpoint import save_weights
-from gic.cli import run
+from gic.codec.weights import save_weights
+from gic.commands.dispatch import run
 
 SETTINGS = """
 codecs:
@@ -23,7 +23,7 @@ codecs:
       q: [1.0, 2.0, 4.0, 6.0]
       decodings: [{realism: 0.0}, {realism: 1.0, sampler: euler, steps: 1}]
 baselines:
-  - class_path: gic.benchmark.baselines.Jpeg
+  - class_path: gic.benchmark.picture_codecs.Jpeg
     init_args: {qualities: [10, 30, 60, 90]}
 metrics: [psnr, ms_ssim]
 anchor: jpeg

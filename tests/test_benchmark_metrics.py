@@ -14,21 +14,12 @@ from metric_files import Payload, isolate, save_clip, save_cnniqa
 from PIL import Image
 from small import picture
 
-from gic.benchmark.metrics import (
-    BATCH,
-    PATCH,
-    SMALLEST,
-    frechet_distance,
-    higher_better,
-    make_metric,
-    make_metrics,
-    patches,
-    squared_mmd,
-)
-from gic.benchmark.ssimulacra2 import ssimulacra2
 from gic.errors import ConfigError, DataError, MissingExtraError
-from gic.images import to_image, to_tensor
-from gic.metric_weights import METRICS
+from gic.pictures.tensors import to_image, to_tensor
+from gic.quality.metrics import SMALLEST, higher_better, make_metric, make_metrics
+from gic.quality.set_metrics import BATCH, PATCH, frechet_distance, patches, squared_mmd
+from gic.quality.ssimulacra2 import ssimulacra2
+from gic.quality.weights import METRICS
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import torch
 import yaml
 
 import gic
-from gic.checkpoint import build_codec, load_codec, load_codec_state, read_weights
-from gic.cli import run
-from gic.compressor import Latents
-from gic.loading import default_checkpoint
+from gic.codec.weights import build_codec, default_checkpoint, load_codec, load_codec_state, read_weights
+from gic.commands.dispatch import run
+from gic.models.compressor import Latents
 
 TINY = Path(__file__).with_name("tiny_codec.yaml")
 

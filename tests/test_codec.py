@@ -23,14 +23,17 @@ from small import KINDS, all_symbols, array, formula, picture, small_codec, smal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gic import codec as module
-from gic import sde
-from gic.codec import HALO, MAX_TILE, RAMP, Encoding, ImageCodec, tiles_of
-from gic.entropy import OFFSETS, dither_values, level_code, level_value
+from gic.bitstream.coder import level_code, level_value
+from gic.bitstream.container import MAX_METADATA, NO_METADATA, Metadata, Payload, pack, unpack
+from gic.bitstream.tables import OFFSETS, dither_values
+from gic.codec import image_codec as module
+from gic.codec.encoder import Encoding
+from gic.codec.image_codec import ImageCodec
+from gic.codec.tiling import HALO, MAX_TILE, RAMP, tiles_of
 from gic.errors import ConfigError, FormatError, ImageError
-from gic.fileformat import MAX_METADATA, NO_METADATA, Metadata, Payload, pack, unpack
-from gic.model import SKIP_BELOW
-from gic.reverse import ReverseUNet
+from gic.method import sde
+from gic.models.entropy_model import SKIP_BELOW
+from gic.models.reverse import ReverseUNet
 
 QUANTIZERS = ("round", "dither")
 SIZES = [(1, 1), (1, 7), (17, 1), (15, 16), (40, 30), (65, 63), (64, 128), (129, 127), (300, 517)]
@@ -91,7 +94,7 @@ def test_the_decoded_size_is_the_original_s(tile, codec) -> None:
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_decoder_s_latent_lies_in_the_cell_of_the_encoder_s(quantizer, q, monkeypatch) -> None:
     # The z of the analysis leaves elements out at 20; the encoder would take another one for it.
-    monkeypatch.setattr("gic.codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
+    monkeypatch.setattr("gic.codec.image_codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
     model = small_model()
     model.q_max = 32.0
     codec = ImageCodec(model, "cpu")
@@ -372,8 +375,8 @@ MEMORY = """
 import json, resource, sys, time
 import numpy as np, torch, yaml
 torch.set_num_threads(1)
-from gic.checkpoint import build_codec
-from gic.codec import ImageCodec
+from gic.codec.weights import build_codec
+from gic.codec.image_codec import ImageCodec
 
 config, width, height = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.manual_seed(0)

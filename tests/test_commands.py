@@ -18,11 +18,11 @@ from PIL import Image
 from small import CONFIG, array, picture, small_model
 
 import gic
-from gic.checkpoint import save_weights
-from gic.cli import run
-from gic.entropy import level_value
+from gic.bitstream.coder import level_value
+from gic.bitstream.container import unpack
+from gic.codec.weights import save_weights
+from gic.commands.dispatch import run
 from gic.errors import ConfigError
-from gic.fileformat import unpack
 from gic.files import replacing, write_bytes
 
 Gic = Callable[..., int]
@@ -262,7 +262,7 @@ def test_checkpoints_of_both_kinds_make_the_same_codec(folder: Path, weights: Pa
 
 
 def test_without_weights_it_says_how_to_get_some(folder: Path, monkeypatch, capsys) -> None:
-    from gic import loading
+    from gic.codec import weights as loading
 
     monkeypatch.delenv("GIC_CHECKPOINT")
     monkeypatch.setattr(loading, "PACKAGED", folder / "nowhere")
@@ -307,7 +307,9 @@ def test_info_goes_on_after_a_damaged_file(folder: Path, capsys) -> None:
 
 def test_info_is_quick_since_it_needs_neither_weights_nor_torch(folder: Path) -> None:
     run(["compress", "a.png"])
-    code = "import sys; from gic.cli import run; sys.exit(run(['info', 'a.gic']) or 'torch' in sys.modules)"
+    code = (
+        "import sys; from gic.commands.dispatch import run; sys.exit(run(['info', 'a.gic']) or 'torch' in sys.modules)"
+    )
     environment = {**os.environ, "GIC_CHECKPOINT": "nowhere", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -315,7 +317,7 @@ def test_info_is_quick_since_it_needs_neither_weights_nor_torch(folder: Path) ->
 
 def test_coding_a_picture_imports_nothing_that_it_does_not_need(folder: Path) -> None:
     code = (
-        "import sys; from gic.cli import run;"
+        "import sys; from gic.commands.dispatch import run;"
         "code = run(['compress', 'a.png']) or run(['decompress', 'a.gic', '-o', 'x.png']);"
         "heavy = {'compressai', 'lightning', 'pyiqa', 'scipy', 'torchvision'} & set(sys.modules);"
         "sys.exit(code or ', '.join(heavy) or 0)"
@@ -391,7 +393,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_failing_encoder_leaves_nothing(folder: Path, monkeypatch, capsys) -> None:
-    from gic.codec import ImageCodec
+    from gic.codec.image_codec import ImageCodec
 
     monkeypatch.setattr(ImageCodec, "encoding", lambda *a, **k: (_ for _ in ()).throw(ConfigError("not today")))
     before = set(folder.rglob("*"))

@@ -12,19 +12,21 @@ from bounds import rounding, terms_of
 from scipy import stats
 from torch import Tensor
 
-from gic import sde
-from gic.compressor import SIGMA_MAX, SIGMA_MIN, Block, Compressor, FactorizedPrior, Latents, LevelGaussian
 from gic.errors import ConfigError
+from gic.method import sde
+from gic.models.compressor import Latents, ResidualCompressor
+from gic.models.entropy_model import SIGMA_MAX, SIGMA_MIN, FactorizedPrior, LevelGaussian
+from gic.models.transforms import Block
 
 # CompressAI keeps its bounds in float32.
 SMALLEST_RATIO = 0.11  # of sigma to q, that the Gaussian conditional distinguishes
 LEAST_LIKELIHOOD = 1e-9
 
 
-def tiny(seed: int = 0, **options: object) -> Compressor:
+def tiny(seed: int = 0, **options: object) -> ResidualCompressor:
     torch.manual_seed(seed)
     sizes = {"widths": (8, 8, 8, 8), "blocks": (0, 0, 1, 1), "latent_channels": 8, "hyper_channels": 4}
-    return Compressor(**{**sizes, **options}).eval()  # type: ignore[arg-type]
+    return ResidualCompressor(**{**sizes, **options}).eval()  # type: ignore[arg-type]
 
 
 def images(count: int = 2, height: int = 64, width: int = 128, seed: int = 0) -> Tensor:
@@ -233,7 +235,7 @@ def test_the_latents_are_float32_under_autocast() -> None:
 # --- the two sets of weights of g_s -----------------------------------------------------------------------
 
 
-def realistic(stages: int = 2) -> Compressor:
+def realistic(stages: int = 2) -> ResidualCompressor:
     """A compressor whose second set of weights is not zero."""
     model = tiny(realistic_stages=stages)
     for weights in model.g_s.realistic.parameters():
@@ -256,7 +258,7 @@ def test_the_second_set_of_weights_belongs_to_the_last_stages_and_changes_nothin
     assert own == 0 if stages == 0 else 0 < own < blocks
 
 
-def synthesis_bound(model: Compressor, y: Tensor) -> float:
+def synthesis_bound(model: ResidualCompressor, y: Tensor) -> float:
     """On the rounding error of an image, whose largest intermediate values are those of ``y``."""
     return rounding(terms_of(model.g_s.layers), float(y.abs().max()))
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 import yaml
 
+from gic.configs import expand_configs
+from gic.data.synthetic import synthetic_image
 from gic.errors import ConfigError
-from gic.lightning_cli import expand_configs, make_cli
-from gic.synthetic import synthetic_image
+from gic.training.cli import make_cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test", "strategies"))
@@ -25,8 +26,8 @@ STRATEGIES = sorted((CONFIGS / "strategies").glob("*.yaml"))
 @pytest.fixture
 def offline_metrics(monkeypatch):
     """Metrics without their downloads: published weights are not needed to build a config."""
-    import gic.benchmark.metrics  # imports the functions themselves, and would keep those below
-    import gic.perceptual
+    import gic.quality.metrics  # imports the functions themselves, and would keep those below
+    import gic.quality.terms
 
     def random_lpips(net, named=None, download=True):
         import lpips
@@ -36,8 +37,8 @@ def offline_metrics(monkeypatch):
     def any_quality(metric, named=None, download=True, **options):
         return SimpleNamespace(metric_mode="NR", lower_better=False, net=torch.nn.Identity()), []
 
-    monkeypatch.setattr(gic.perceptual, "build_lpips", random_lpips)
-    monkeypatch.setattr(gic.perceptual, "build_pyiqa", any_quality)
+    monkeypatch.setattr(gic.quality.terms, "build_lpips", random_lpips)
+    monkeypatch.setattr(gic.quality.terms, "build_pyiqa", any_quality)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -50,8 +51,9 @@ def test_every_run_config_instantiates(path, tmp_path, monkeypatch, offline_metr
 
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda p: p.stem)
 def test_every_benchmark_config_instantiates(path):
-    from gic.benchmark.command import Benchmark, parse
-    from gic.benchmark.metrics import check_metric_name
+    from gic.benchmark.benchmark import Benchmark
+    from gic.commands.test import parse
+    from gic.quality.metrics import check_metric_name
 
     parser, args = parse(["--config", str(path)])
     values = parser.instantiate(args).as_dict()
@@ -131,8 +133,8 @@ def test_every_strategy_combines_with_a_run_and_with_the_others(tmp_path, monkey
 
 
 def test_presets_have_the_sizes_they_are_meant_to_have():
-    from gic.checkpoint import build_codec
-    from gic.model import parameter_counts
+    from gic.codec.weights import build_codec
+    from gic.models.codec import parameter_counts
 
     count = {
         path.stem: parameter_counts(build_codec(yaml.safe_load(path.read_text())["model"]["codec"]))["all"]
@@ -161,7 +163,7 @@ def test_an_unknown_key_is_an_error_that_names_it(tmp_path, monkeypatch, capsys)
 
 def test_an_unknown_class_is_an_error_that_names_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--model.codec", "gic.model.Kodec"]
+    words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--model.codec", "gic.models.codec.Kodec"]
     with pytest.raises(SystemExit) as stop:
         make_cli(words, run=False)
     assert stop.value.code == 2

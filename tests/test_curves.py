@@ -14,8 +14,9 @@ from PIL import Image
 
 from gic.benchmark.curves import STRONG, save_curves
 from gic.benchmark.published import PublishedCurve, read_published
-from gic.benchmark.results import Curve, Measurement, MetricInfo, Point, Results
+from gic.benchmark.results import Curve, Measurement, Point, Results
 from gic.errors import DataError
+from gic.quality.metric import MetricInfo
 
 METRICS = {
     "psnr": MetricInfo("psnr", "PSNR", True, "image", "test", "dB"),

@@ -19,14 +19,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import gic.stream
-from gic import tarshards
-from gic.data import ImageData, TrainLoader
+import gic.data.stream
+from gic.data import reading as tarshards
+from gic.data.module import ImageData, TrainLoader
+from gic.data.plan import Part, shard_plan
+from gic.data.reading import expand_shards
+from gic.data.remote import Remote
+from gic.data.stream import EvalImages, TrainStream
 from gic.errors import ConfigError, DataError
-from gic.plan import Part, shard_plan
-from gic.remote import Remote
-from gic.stream import EvalImages, TrainStream
-from gic.tarshards import expand_shards
 
 CROP = 16
 
@@ -90,11 +90,11 @@ def shards(tmp_path: Path) -> list[str]:
 def test_a_cache_spares_decoding_and_changes_no_batch(shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
 
-    def counted(data: bytes, name: str, load: Any = gic.stream.load_rgb) -> Any:
+    def counted(data: bytes, name: str, load: Any = gic.data.stream.load_rgb) -> Any:
         decoded.append(name)
         return load(data, name=name)
 
-    monkeypatch.setattr(gic.stream, "load_rgb", counted)
+    monkeypatch.setattr(gic.data.stream, "load_rgb", counted)
     plain = list(stream(shards, batches_per_epoch=30))
     assert len(decoded) == 60
     for cache_mb, most in ((1, 12), (0, 60)):
@@ -751,7 +751,7 @@ def test_without_a_source_synthetic_images_are_made_once(tmp_path: Path, monkeyp
         for split in ("train", "val"):
             write_tar(folder / f"{split}-000000.tar", [(f"{split}.png", encoded(picture(1, (32, 32))))])
 
-    monkeypatch.setattr("gic.data.ensure_synthetic_shards", make)
+    monkeypatch.setattr("gic.data.module.ensure_synthetic_shards", make)
     source = ImageData(synthetic_dir=str(tmp_path / "synthetic"), crop_size=CROP, num_workers=0)
     source.prepare_data()
     source.setup("fit")

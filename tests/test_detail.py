@@ -11,26 +11,27 @@ from independent import decode, groups
 from small import all_symbols, formula, picture
 from torch import Tensor
 
-from gic.codec import ImageCodec
-from gic.compressor import Compressor
-from gic.entropy import LEVELS_PER_OCTAVE, EntropyCoder, level_code
+from gic.bitstream.coder import EntropyCoder, level_code
+from gic.bitstream.tables import LEVELS_PER_OCTAVE
+from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
-from gic.images import as_float
-from gic.lapped import LappedTransform
-from gic.losses import Objective, psnr
-from gic.model import Codec
-from gic.posterior import truncated_normal_mean
-from gic.reverse import ReverseUNet
+from gic.method.posterior import truncated_normal_mean
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.lapped import LappedTransform
+from gic.models.reverse import ReverseUNet
+from gic.pictures.tensors import as_float
+from gic.training.objective import Objective, psnr
 
 M, T = 16, 48
 TERMS = 3 * 256 + 64
 
 
-def compressor(detail: int = T, trained: bool = True, **options: int) -> Compressor:
+def compressor(detail: int = T, trained: bool = True, **options: int) -> ResidualCompressor:
     """A small one; ``trained`` gives the layers that begin at zero some weights."""
     torch.manual_seed(0)
     sizes = {"latent_channels": M, "hyper_channels": 4, "realistic_stages": 1, **options}
-    model = Compressor((8, 8, 8, 8), (0, 0, 0, 1), lapped=True, detail_channels=detail, **sizes)  # type: ignore[arg-type]
+    model = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), lapped=True, detail_channels=detail, **sizes)  # type: ignore[arg-type]
     if trained:
         with torch.no_grad():
             for layer in (model.g_a.layers[-1], model.g_s.layers[-1][0]):  # type: ignore[index]
@@ -208,4 +209,4 @@ def test_the_analysis_tells_the_hyper_latent_how_strong_they_are() -> None:
 def test_what_cannot_be_is_refused(options) -> None:
     settings = {"latent_channels": M, "hyper_channels": 4, "lapped": True, "detail_channels": T, **options}
     with pytest.raises(ConfigError):
-        Compressor((8, 8, 8, 8), (0, 0, 0, 0), **settings)
+        ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), **settings)

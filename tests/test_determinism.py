@@ -22,9 +22,10 @@ import pytest
 import torch
 from small import KINDS, all_symbols, picture, small_model
 
-from gic.codec import ImageCodec, tiles_of
-from gic.fileformat import GicFile
-from gic.model import Codec
+from gic.bitstream.container import GicFile
+from gic.codec.image_codec import ImageCodec
+from gic.codec.tiling import tiles_of
+from gic.models.codec import Codec
 
 QUANTIZERS = ("round", "dither")
 

@@ -12,9 +12,9 @@ from PIL import Image
 from small import CONFIG, small_model
 
 import gic
-from gic.checkpoint import save_weights
-from gic.cli import run
-from gic.codec import ImageCodec
+from gic.codec.image_codec import ImageCodec
+from gic.codec.weights import save_weights
+from gic.commands.dispatch import run
 from gic.devices import check_accelerator
 from gic.errors import ConfigError
 

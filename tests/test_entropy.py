@@ -15,38 +15,34 @@ from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor, nn
 
-from gic import exact, model, portable, rans
-from gic.compressor import Compressor
-from gic.entropy import (
-    CODE_MAX,
-    CODE_MIN,
+from gic.bitstream import exact, portable, rans
+from gic.bitstream.coder import CODE_MAX, CODE_MIN, EntropyCoder, Prior, level_code, level_value
+from gic.bitstream.exact import EXACT_SUM, INPUT_MAX, IntegerNetwork
+from gic.bitstream.tables import (
     LEVELS_PER_OCTAVE,
     OFFSETS,
     SCALE_FIRST,
     SCALE_STEP,
     SKIP_DITHER,
     SYMBOL_MAX,
-    EntropyCoder,
-    Prior,
     Tables,
     dither_values,
     factorized_tables,
     gaussian_tables,
-    level_code,
-    level_value,
 )
 from gic.errors import ConfigError, FormatError
-from gic.exact import EXACT_SUM, INPUT_MAX, IntegerNetwork
+from gic.models import codec as model
+from gic.models.compressor import ResidualCompressor
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # on switching oneDNN off
 
 
 @pytest.fixture(scope="module")
-def compressor() -> Compressor:
+def compressor() -> ResidualCompressor:
     """A random model whose log2 sigma is spread as a trained one's is."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=24, hyper_channels=32).eval()
+        compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=24, hyper_channels=32).eval()
     with torch.no_grad():
         compressor.h_s[-1].weight[24:] *= 0.9
         compressor.h_s[-1].bias[24:] = -0.7
@@ -54,7 +50,7 @@ def compressor() -> Compressor:
 
 
 @pytest.fixture(scope="module")
-def coder(compressor: Compressor) -> EntropyCoder:
+def coder(compressor: ResidualCompressor) -> EntropyCoder:
     return EntropyCoder(compressor)
 
 
@@ -134,7 +130,7 @@ def test_the_skipped_elements_are_those_of_the_model() -> None:
     assert abs(2 ** (SKIP_DITHER / LEVELS_PER_OCTAVE) / model.SKIP_BELOW - 1) < 1 / LEVELS_PER_OCTAVE
 
 
-def all_tables(compressor: Compressor) -> dict[str, Tables]:
+def all_tables(compressor: ResidualCompressor) -> dict[str, Tables]:
     return {
         "round": gaussian_tables(False),
         "dither": gaussian_tables(True),
@@ -142,7 +138,7 @@ def all_tables(compressor: Compressor) -> dict[str, Tables]:
     }
 
 
-def test_tables_rise_strictly_and_end_at_the_total(compressor: Compressor) -> None:
+def test_tables_rise_strictly_and_end_at_the_total(compressor: ResidualCompressor) -> None:
     for name, tables in all_tables(compressor).items():
         assert tables.frequencies.min() >= 1, name
         assert (np.add.reduceat(tables.frequencies, tables.first[:-1]) == rans.TOTAL).all(), name
@@ -165,7 +161,7 @@ def test_gaussian_tables_cost_little_more_than_the_entropy(dither: bool) -> None
         assert cost - entropy < 2e-4 + 1.5e-3 * entropy
 
 
-def test_tables_of_z_follow_the_factorised_prior(compressor: Compressor) -> None:
+def test_tables_of_z_follow_the_factorised_prior(compressor: ResidualCompressor) -> None:
     tables = factorized_tables(compressor.prior_z)
     k = torch.arange(-20, 21).float()
     with torch.no_grad():
@@ -176,8 +172,8 @@ def test_tables_of_z_follow_the_factorised_prior(compressor: Compressor) -> None
 
 
 @pytest.mark.parametrize("bias", [1e4, -1e4, 3e38])
-def test_tables_of_z_exist_for_any_finite_weights(compressor: Compressor, bias: float) -> None:
-    prior = Compressor((8,) * 4, (0,) * 4, latent_channels=8, hyper_channels=32).prior_z
+def test_tables_of_z_exist_for_any_finite_weights(compressor: ResidualCompressor, bias: float) -> None:
+    prior = ResidualCompressor((8,) * 4, (0,) * 4, latent_channels=8, hyper_channels=32).prior_z
     with torch.no_grad():
         for parameter in prior.biases:
             parameter.fill_(bias)
@@ -225,7 +221,7 @@ def test_the_prior_is_the_same_under_all_conditions(coder: EntropyCoder) -> None
 
 
 @torch.no_grad()
-def test_a_float_network_is_not_the_same_under_all_conditions(compressor: Compressor) -> None:
+def test_a_float_network_is_not_the_same_under_all_conditions(compressor: ResidualCompressor) -> None:
     """The test above can fail: the trained network itself does not pass it."""
     results = {}
     for name, z in conditions():
@@ -250,7 +246,7 @@ def test_a_file_decodes_under_other_conditions(coder: EntropyCoder) -> None:
 
 
 @torch.no_grad()
-def test_the_prior_is_practically_the_trained_network_s(compressor: Compressor, coder: EntropyCoder) -> None:
+def test_the_prior_is_practically_the_trained_network_s(compressor: ResidualCompressor, coder: EntropyCoder) -> None:
     z = torch.from_numpy(random_z())
     mu, sigma = compressor.hyper_synthesis(z.float())
     prior = coder.prior(z)
@@ -261,7 +257,9 @@ def test_the_prior_is_practically_the_trained_network_s(compressor: Compressor, 
 
 @pytest.mark.parametrize("code", [0, 1024, 2048])
 @torch.no_grad()
-def test_files_are_as_short_as_the_float_model_says(compressor: Compressor, coder: EntropyCoder, code: int) -> None:
+def test_files_are_as_short_as_the_float_model_says(
+    compressor: ResidualCompressor, coder: EntropyCoder, code: int
+) -> None:
     z = random_z(height=8, width=8)
     prior = coder.prior(torch.from_numpy(z))
     mu, sigma = compressor.hyper_synthesis(torch.from_numpy(z).float())
@@ -622,7 +620,7 @@ def formula(shape: tuple[int, ...], salt: int, scale: float) -> Tensor:
 
 def test_golden() -> None:
     """Files written by any version with these numbers stay readable: a change here is a new file format."""
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=12, hyper_channels=10)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=12, hyper_channels=10)
     with torch.no_grad():
         for number, (name, parameter) in enumerate(compressor.named_parameters()):
             scale = 0.35 if name.startswith("h_s") and parameter.dim() == 4 else 1.5
@@ -665,7 +663,7 @@ GOLDEN = {
 }
 
 
-def test_the_hash_sees_every_weight_that_matters(compressor: Compressor) -> None:
+def test_the_hash_sees_every_weight_that_matters(compressor: ResidualCompressor) -> None:
     reference = EntropyCoder(compressor).tables_hash
     assert EntropyCoder(compressor).tables_hash == reference
     state = {name: value.clone() for name, value in compressor.state_dict().items()}

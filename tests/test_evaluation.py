@@ -14,10 +14,10 @@ import pytest
 import torch
 from small import picture
 
-from gic.benchmark import metrics as benchmark_metrics
-from gic.benchmark.metrics import FID, KID
 from gic.errors import ConfigError
-from gic.evaluation import (
+from gic.quality import metrics as benchmark_metrics
+from gic.quality.set_metrics import FID, KID
+from gic.training.evaluation import (
     BEFORE,
     JUDGES,
     Features,
@@ -116,7 +116,7 @@ def large_pictures(tmp_path, shared, monkeypatch):
     """Three pictures with patches, and the weights of FID."""
     from PIL import Image
 
-    from gic.images import to_image
+    from gic.pictures.tensors import to_image
 
     monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
     monkeypatch.setenv("COLUMNS", "200")
@@ -256,7 +256,7 @@ def test_a_metric_that_there_is_not_is_an_error():
 
 
 def test_a_run_knows_which_metrics_are_in_its_loss():
-    from gic.training import LitCodec
+    from gic.training.module import LitCodec
 
     terms = {"a": SimpleNamespace(metric="lpips_alex"), "b": SimpleNamespace(), "c": SimpleNamespace(metric="maniqa")}
     assert LitCodec._trained_on(SimpleNamespace(objective=SimpleNamespace(terms=terms))) == ["lpips_alex", "maniqa"]

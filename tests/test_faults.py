@@ -22,14 +22,14 @@ from test_data import every_key, keys, stream, write_shards
 from torch.utils.data import DataLoader
 from training_runs import DDP, KILL, PATIENCE, callback_words, children, finish, losses, start, tiny, wait_for
 
-from gic.data import TrainLoader, WorkerDiedError, Workers
+from gic.data.module import TrainLoader, WorkerDiedError, Workers
+from gic.data.plan import Part
+from gic.data.reading import WHOLE_SHARD, read_shard
+from gic.data.remote import Remote, RemoteFile, cached
+from gic.data.stream import EvalImages
 from gic.errors import ConfigError, DataError
-from gic.lightning_cli import make_cli
-from gic.plan import Part
-from gic.remote import Remote, RemoteFile, cached
-from gic.resume import CheckpointError, WholeFiles, damage, named_checkpoint, newest_first, newest_whole
-from gic.stream import EvalImages
-from gic.tarshards import WHOLE_SHARD, read_shard
+from gic.training.cli import make_cli
+from gic.training.resume import CheckpointError, WholeFiles, damage, named_checkpoint, newest_first, newest_whole
 
 HASTY = Remote(timeout=0.5, retries=3, backoff=0.01)
 
@@ -583,7 +583,7 @@ def test_auto_begins_anew_without_a_checkpoint_and_asks_for_a_name(
     with pytest.raises(ConfigError, match="version NAME"):
         make_cli([*words, *callback_words(), "--trainer.logger", f"[{logger}]"])
     with pytest.raises(ConfigError, match=r"gic\.training\.Checkpoint"):
-        make_cli([*words, "--trainer.callbacks", "[{class_path: gic.training.EMA}]"])
+        make_cli([*words, "--trainer.callbacks", "[{class_path: gic.training.ema.EMA}]"])
 
 
 # Runs of several processes, and runs that are killed

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 from fuzz import EXTREMES, sealed, varint
 
-from gic import fileformat
+from gic.bitstream import container as fileformat
+from gic.bitstream.container import (
+    MAX_METADATA,
+    MAX_PIXELS,
+    MAX_SIDE,
+    GicFile,
+    Metadata,
+    Payload,
+    pack,
+    tile_count,
+    unpack,
+)
 from gic.errors import FormatError
-from gic.fileformat import MAX_METADATA, MAX_PIXELS, MAX_SIDE, GicFile, Metadata, Payload, pack, tile_count, unpack
 
 MODEL = b"model!"
 

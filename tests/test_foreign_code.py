@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from small import CONFIG, small_model
 
 import gic
-from gic.checkpoint import build_codec, load_codec, read_weights, save_weights
-from gic.cli import run
-from gic.compressor import Compressor
+from gic.codec.weights import build_codec, load_codec, read_weights, save_weights
+from gic.commands.dispatch import run
 from gic.errors import ConfigError
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +51,7 @@ FOREIGN = {
     "another argument": described({"metric": EVIL}),
     "another key": {**CONFIG, "dict_kwargs": {"extra": EVIL}},
     "a function's name for a class": {"class_path": ["evil_module.Evil"]},
-    "another class of gic": {"class_path": "gic.benchmark.baselines.Jpeg"},
+    "another class of gic": {"class_path": "gic.benchmark.picture_codecs.Jpeg"},
     "a network where another belongs": described({"compressor": CONFIG["init_args"]["reverse"]}),
 }
 
@@ -93,7 +92,7 @@ def write_weights(path, config):
 def checkpoint(config=CONFIG, **more):
     """What Lightning saves, as far as reading it back needs."""
     settings = {"codec": config, "levels": [1.0, 4.0], "realism": [0.0], "metrics": ["psnr"]}
-    settings["objective"] = {"class_path": "gic.losses.Objective", "init_args": {"lambda_0": 123.0}}
+    settings["objective"] = {"class_path": "gic.training.objective.Objective", "init_args": {"lambda_0": 123.0}}
     return {
         "state_dict": {f"codec.{name}": tensor for name, tensor in small_model().state_dict().items()},
         "hyper_parameters": settings | more.pop("hyper_parameters", {}),
@@ -272,7 +271,7 @@ def test_no_object_in_a_checkpoint_is_made(place, trap, pictures, tmp_path, caps
         lightning("fit", pictures, tmp_path, "--model.init_from", "bad.ckpt"),
         lightning("fit", pictures, tmp_path, "--ckpt_path", "bad.ckpt"),
         lightning("fit", pictures, tmp_path, "--ckpt_path", "bad.ckpt", "--trainer.callbacks",
-                  "[{class_path: gic.training.Checkpoint, init_args: {dirpath: ckpt}}]"),
+                  "[{class_path: gic.training.checkpoint.Checkpoint, init_args: {dirpath: ckpt}}]"),
         lightning("validate", pictures, tmp_path, "--ckpt_path", "bad.ckpt"),
     ):  # fmt: skip
         said = refused(words, capsys)
@@ -297,7 +296,10 @@ def test_a_checkpoint_that_is_read_with_less_care_is_refused_as_a_setting(trap, 
         ({"levels": [float("nan")]}, "levels must be a list"),
         ({"metrics": [EVIL]}, "metrics must be a list"),
         ({"metrics": "evil_module.Evil"}, "metrics must be a list"),
-        ({"objective": {"class_path": "gic.losses.Objective", "init_args": {"lambda_0": EVIL}}}, "lambda_0"),
+        (
+            {"objective": {"class_path": "gic.training.objective.Objective", "init_args": {"lambda_0": EVIL}}},
+            "lambda_0",
+        ),
     ],
 )
 def test_validate_imports_nothing_that_a_checkpoint_names(settings, said, trap, pictures, tmp_path, capsys):
@@ -306,7 +308,7 @@ def test_validate_imports_nothing_that_a_checkpoint_names(settings, said, trap, 
 
 
 def test_validate_takes_from_a_checkpoint_what_it_measures_and_nothing_else(trap, pictures, tmp_path):
-    from gic.lightning_cli import make_cli
+    from gic.training.cli import make_cli
 
     objective = {"class_path": "evil_module.Evil", "init_args": {"lambda_0": 123.0, "terms": {"a": EVIL}}}
     others = {"objective": objective, "optimizer": EVIL, "schedule": EVIL, "_class_path": "evil_module.Evil"}
@@ -406,8 +408,8 @@ def test_export_refuses_parameters_that_do_not_fit_their_codec(tmp_path, monkeyp
 
 
 def test_the_classes_in_the_table_are_the_networks(trap):
-    from gic.description import KNOWN
+    from gic.codec.description import KNOWN
 
-    assert KNOWN["gic.compressor.Compressor"] is Compressor
+    assert KNOWN["gic.models.compressor.ResidualCompressor"] is Compressor
     for name, known in KNOWN.items():
         assert issubclass(known, torch.nn.Module), name

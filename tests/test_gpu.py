@@ -20,9 +20,9 @@ from test_no_waiting import run_quietly
 from training_runs import CONFIGS, HERE, losses, tiny
 
 import gic
-from gic.codec import tiles_of
-from gic.lightning_cli import make_cli
-from gic.training import EMA
+from gic.codec.tiling import tiles_of
+from gic.training.cli import make_cli
+from gic.training.ema import EMA
 
 pytestmark = pytest.mark.gpu
 
@@ -71,7 +71,7 @@ def words_of(stage: str, pictures: Path, device: str, *more: str) -> list[str]:
     return [*words, *more]
 
 
-CALLBACKS = ["--trainer.callbacks", "[{class_path: training_runs.Losses}, {class_path: gic.training.EMA}]"]
+CALLBACKS = ["--trainer.callbacks", "[{class_path: training_runs.Losses}, {class_path: gic.training.ema.EMA}]"]
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +133,7 @@ def test_the_average_lies_on_the_device_and_a_run_goes_on(
     device: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    saver = "{class_path: gic.training.Checkpoint, init_args: {dirpath: ckpt, every_n_steps: 10}}"
+    saver = "{class_path: gic.training.checkpoint.Checkpoint, init_args: {dirpath: ckpt, every_n_steps: 10}}"
     callbacks = ["--trainer.callbacks", f"[{CALLBACKS[1][1:-1]}, {saver}]"]
     words = words_of("joint", pictures, device, "--model.autocast", "off", *callbacks)
     with noise_of_the_host():

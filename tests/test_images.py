@@ -13,7 +13,9 @@ import torch
 from PIL import Image, ImageCms
 
 from gic.errors import DataError, ImageError
-from gic.images import as_float, find_images, load_rgb, to_image, to_tensor
+from gic.pictures.find import find_images
+from gic.pictures.load import load_rgb
+from gic.pictures.tensors import as_float, to_image, to_tensor
 
 
 def colours(height: int = 6, width: int = 8) -> Image.Image:

@@ -12,13 +12,14 @@ from bounds import rounding, terms_of
 from small import formula, picture, small_model
 from torch import Tensor
 
-from gic.codec import ImageCodec
-from gic.compressor import LAPPED_SIGMA_MAX, Compressor
+from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
-from gic.images import as_float
-from gic.lapped import BLOCK, LappedTransform, dct, order, prefilter
-from gic.model import Codec
-from gic.reverse import ReverseUNet
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.entropy_model import LAPPED_SIGMA_MAX
+from gic.models.lapped import BLOCK, LappedTransform, dct, order, prefilter
+from gic.models.reverse import ReverseUNet
+from gic.pictures.tensors import as_float
 
 TERMS = 3 * BLOCK**2 + 2 * BLOCK + 16
 """Products behind one coefficient: the block's, P's along both sides, and those of the means transformed again."""
@@ -130,7 +131,7 @@ def test_numbers_of_coefficients_that_there_are_not_are_refused(channels) -> Non
 def lapped_model(trained: bool) -> Codec:
     """A small codec with the shortcut, as it is made or with weights that no initialisation would give."""
     torch.manual_seed(0)
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=4, lapped=True)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=4, lapped=True)
     codec = Codec(compressor, ReverseUNet(48, widths=(8,), blocks=(1,))).eval()
     if trained:
         with torch.no_grad():
@@ -165,7 +166,7 @@ def test_the_order_of_the_channels_is_that_of_the_weights_that_ship() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (2, 3)])
 def test_the_prior_knows_how_wide_each_coefficient_is_in_its_place(size) -> None:
     torch.manual_seed(0)
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=32, lapped=True)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=32, lapped=True)
     transform = LappedTransform(48)
     expected = (8 * transform.scale * transform.deviation)[:, None, None].repeat(1, 4 * size[0], 4 * size[1])
     coarse = 8 * transform.coarse_scale * transform.coarse_deviation

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gic import layers
-from gic.compressor import FactorizedPrior, LevelGaussian
+from gic.models import layers
+from gic.models.entropy_model import FactorizedPrior, LevelGaussian
 
 pytest.importorskip("compressai", reason="CompressAI is not installed: pip install 'gic[baselines]'")
 import compressai.layers

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gic import sde
-from gic.compressor import Compressor
 from gic.errors import ConfigError
-from gic.losses import Objective, PerceptualTerm, mean_squared_error, psnr, rate_distortion_lambda
-from gic.model import Codec, trainable_parameters
-from gic.reverse import ReverseUNet
-from gic.training import LitCodec
+from gic.method import sde
+from gic.models.codec import Codec, trainable_parameters
+from gic.models.compressor import ResidualCompressor
+from gic.models.reverse import ReverseUNet
+from gic.quality.terms import PerceptualTerm
+from gic.training.module import LitCodec
+from gic.training.objective import Objective, mean_squared_error, psnr, rate_distortion_lambda
 
 Q = torch.tensor([0.5, 2.0, 8.0])
 
@@ -37,7 +38,7 @@ class Roughness(PerceptualTerm):
 def tiny(seed: int = 0, **options: Any) -> Codec:
     """A small codec in training mode, with nothing left at zero."""
     torch.manual_seed(seed)
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 1, 1), latent_channels=8, hyper_channels=4)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 1, 1), latent_channels=8, hyper_channels=4)
     codec = Codec(compressor, ReverseUNet(8, widths=(8, 16), blocks=(1, 1)), **options)
     for parameter in codec.parameters():
         if not bool(parameter.any()):

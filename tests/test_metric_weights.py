@@ -15,12 +15,12 @@ import pytest
 import torch
 from metric_files import Payload, isolate, save_cnniqa
 
-from gic import metric_weights
-from gic.benchmark.metrics import make_metric
-from gic.cli import run
+from gic.commands.dispatch import run
 from gic.errors import ConfigError, MissingExtraError
-from gic.metric_weights import FILES, METRICS, find, hub_folder, library_weights, named_files
-from gic.perceptual import build_pyiqa
+from gic.quality import weights as metric_weights
+from gic.quality.metrics import make_metric
+from gic.quality.networks import build_pyiqa
+from gic.quality.weights import FILES, METRICS, find, hub_folder, library_weights, named_files
 
 CNNIQA = "CNNIQA_koniq10k-e6f14c91.pth"
 SCORED = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
@@ -286,7 +286,7 @@ def test_download_fetches_what_is_missing(monkeypatch, no_network, tmp_path, cap
 
 
 def test_the_list_needs_no_torch():
-    code = "import sys; from gic.cli import run; run(['weights', '--json']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from gic.commands.dispatch import run; run(['weights', '--json']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 

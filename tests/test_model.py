@@ -11,12 +11,13 @@ from bounds import rounding
 from scipy import stats
 from torch import Tensor, nn
 
-from gic import sde
-from gic.compressor import Compressor
 from gic.errors import ConfigError
-from gic.model import SKIP_BELOW, Codec, macs_per_pixel, parameter_counts, trainable_parameters
-from gic.posterior import truncated_normal_mean
-from gic.reverse import ReverseUNet
+from gic.method import samplers, sde
+from gic.method.posterior import truncated_normal_mean
+from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
+from gic.models.compressor import ResidualCompressor
+from gic.models.entropy_model import SKIP_BELOW
+from gic.models.reverse import ReverseUNet
 
 Q = torch.tensor([0.5, 2.0, 8.0])
 
@@ -24,7 +25,7 @@ Q = torch.tensor([0.5, 2.0, 8.0])
 def tiny(seed: int = 0, gain: float = 20.0, **options: object) -> Codec:
     """A small codec in evaluation mode, with nothing left at zero."""
     torch.manual_seed(seed)
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 1, 1), latent_channels=8, hyper_channels=4, gain=gain)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 1, 1), latent_channels=8, hyper_channels=4, gain=gain)
     reverse = ReverseUNet(8, widths=(8, 16), blocks=(1, 1))
     for parameter in reverse.parameters():
         if not bool(parameter.any()):
@@ -49,7 +50,7 @@ def test_the_pass_is_made_of_its_documented_parts() -> None:
         out = codec(images(), Q, realism=0.7, sampler="euler", steps=3)
         latents = codec.compressor.analyse(images())
         y_q = sde.forward(latents.y, Q, quantizer="round", mu=latents.mu)
-        y_hat = sde.reverse(codec.denoiser(latents), y_q, Q, steps=3, sampler="euler", realism=0.7)
+        y_hat = samplers.reverse(codec.denoiser(latents), y_q, Q, steps=3, sampler="euler", realism=0.7)
         assert torch.equal(out.y_q, y_q)
         assert torch.equal(out.y_hat, y_hat)
         assert torch.equal(out.x_hat, codec.compressor.synthesise(y_hat))
@@ -68,8 +69,8 @@ def test_the_untrained_codec_decodes_to_the_exact_posterior_mean() -> None:
 
 
 @pytest.mark.parametrize("quantizer", ["round", "dither"])
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
-def test_an_image_does_not_depend_on_its_batch(quantizer: str, sampler: sde.Sampler) -> None:
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_an_image_does_not_depend_on_its_batch(quantizer: str, sampler: samplers.Sampler) -> None:
     codec = tiny(quantizer=quantizer, q_max=16.0)
     x, r = images(), torch.tensor([0.3, 0.6, 1.0])
 
@@ -178,9 +179,9 @@ def test_restore_uses_the_codecs_sampler_and_steps_unless_told_otherwise() -> No
     with torch.no_grad():
         out = codec(images(), Q)
         latents, y_q = out.latents, out.y_q
-        expected = sde.reverse(codec.denoiser(latents), y_q, Q, steps=3, sampler="euler", rho=2.0)
+        expected = samplers.reverse(codec.denoiser(latents), y_q, Q, steps=3, sampler="euler", rho=2.0)
         assert torch.equal(out.y_hat, expected)
-        other = sde.reverse(codec.denoiser(latents), y_q, Q, steps=1, sampler="heun", rho=2.0)
+        other = samplers.reverse(codec.denoiser(latents), y_q, Q, steps=1, sampler="heun", rho=2.0)
         assert torch.equal(codec.restore(latents, y_q, Q, sampler="heun", steps=1), other)
 
 
@@ -239,7 +240,7 @@ def test_an_endless_range_of_levels_is_refused() -> None:
 
 
 def test_networks_of_different_latents_are_refused() -> None:
-    compressor = Compressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
     with pytest.raises(ConfigError, match="made for 12 latent channels, the compressor has 8"):
         Codec(compressor, ReverseUNet(12, widths=(8,), blocks=(1,)))
 
@@ -325,7 +326,7 @@ def test_the_multiply_accumulates_of_a_convolution_are_counted_exactly() -> None
 
 
 def test_the_default_codec_is_small() -> None:
-    codec = Codec(Compressor(), ReverseUNet()).eval()
+    codec = Codec(ResidualCompressor(), ReverseUNet()).eval()
     counts = parameter_counts(codec)
     assert counts["all"] == sum(p.numel() for p in codec.parameters()) <= 12_000_000
     assert all(0 < n < counts["all"] for name, n in counts.items() if name != "all")

@@ -21,10 +21,10 @@ from test_model import images, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import tiny as tiny_run
 
-from gic import posterior
-from gic.lightning_cli import make_cli
-from gic.losses import Objective
-from gic.training import LossWatch
+from gic.method import posterior
+from gic.training.cli import make_cli
+from gic.training.objective import Objective
+from gic.training.watch import LossWatch
 
 WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal")
 
@@ -146,7 +146,7 @@ def run_quietly(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a command line with logging, an average and a progress bar, and see that nothing waits between two logs."""
     monkeypatch.setattr(posterior, "_counts_elements", lambda value: False)
     logger = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs}}]"
-    callbacks = "[{class_path: gic.training.EMA}, {class_path: gic.training.ProgressBar}]"
+    callbacks = "[{class_path: gic.training.ema.EMA}, {class_path: gic.training.progress.ProgressBar}]"
     words = [*words, "--trainer.logger", logger, "--trainer.callbacks", callbacks, "--trainer.log_every_n_steps", "15"]
     words += ["--trainer.enable_progress_bar", "true", "--data.batches_per_epoch", "100", "--trainer.max_steps", "16"]
     cli = make_cli(words, run=False)

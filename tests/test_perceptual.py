@@ -13,8 +13,9 @@ from small import small_model
 from torch.nn import functional as F
 
 from gic.errors import ConfigError
-from gic.losses import Objective
-from gic.perceptual import LPIPS, NoReference, _random_crop, lpips_network, moved
+from gic.quality.networks import lpips_network
+from gic.quality.terms import LPIPS, NoReference, _random_crop, moved
+from gic.training.objective import Objective
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -330,13 +331,16 @@ def test_several_terms_count_by_their_weights(file):
 
 def test_terms_train_the_codec_and_are_no_part_of_it(file, tmp_path, monkeypatch):
     """Nothing of a term is in the state dict, in the optimiser or in a checkpoint, and a run leaves it as it was."""
-    from gic.lightning_cli import make_cli
-    from gic.synthetic import ensure_synthetic_shards
+    from gic.data.synthetic import ensure_synthetic_shards
+    from gic.training.cli import make_cli
 
     monkeypatch.chdir(tmp_path)
     ensure_synthetic_shards(tmp_path / "pictures", train=4, val=1, size=(64, 64), progress=False)
     terms = {
-        metric: {"class_path": "gic.perceptual.NoReference", "init_args": {"metric": metric, "weights": file(metric)}}
+        metric: {
+            "class_path": "gic.quality.terms.NoReference",
+            "init_args": {"metric": metric, "weights": file(metric)},
+        }
         for metric in ("clipiqa", "cnniqa")
     }
     objective = {"terms": terms, "realism": [1.0], "sampler": "mean", "rate_weight": 0.0, "lambda_0": 0.0}

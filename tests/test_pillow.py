@@ -11,17 +11,17 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 from small import array, picture, small_codec
 
-import gic.pillow
-from gic.codec import ImageCodec
+import gic.codec.pillow
+from gic.bitstream.container import unpack
+from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
-from gic.fileformat import unpack
 
 
 @pytest.fixture(autouse=True)
 def codec() -> Iterator[ImageCodec]:
-    gic.pillow.use(small_codec())
+    gic.codec.pillow.use(small_codec())
     yield small_codec()
-    gic.pillow.use(None)
+    gic.codec.pillow.use(None)
 
 
 @pytest.fixture
@@ -140,9 +140,9 @@ def test_other_formats_are_left_alone() -> None:
 
 
 def test_without_weights_saving_says_how_to_get_some(monkeypatch) -> None:
-    from gic import loading
+    from gic.codec import weights as loading
 
-    gic.pillow.use(None)
+    gic.codec.pillow.use(None)
     monkeypatch.delenv(loading.CHECKPOINT_VARIABLE, raising=False)
     monkeypatch.setattr(loading, "PACKAGED", Path("nowhere"))
     with pytest.raises(ConfigError, match="no weights of its own"):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from gic.plan import Part, random_stream, resume_position, shard_plan
+from gic.data.plan import Part, random_stream, resume_position, shard_plan
 
 
 def laps(count: int, *, shards: int, slot: int, slots: int, seed: int = 0, epoch: int = 0) -> list[Part]:

@@ -13,7 +13,7 @@ from bounds import rounding
 from scipy import integrate, stats
 from torch import Tensor
 
-from gic.posterior import NARROW, truncated_normal_mean, truncated_normal_nll
+from gic.method.posterior import NARROW, truncated_normal_mean, truncated_normal_nll
 
 RATIOS = np.geomspace(1e-4, 1e4, 33)  # sigma / q
 SIGMA, MU = 0.7, -1.3

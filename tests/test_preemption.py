@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import IterableDataset
 from training_runs import DDP, TERM, USR1, callback_words, finish, losses, start, tiny
 
-from gic.cli import run
-from gic.data import Workers
+from gic.commands.dispatch import run
+from gic.data.module import Workers
 from gic.errors import ConfigError
-from gic.lightning_cli import make_cli
-from gic.preemption import PreemptedError, Preemption
+from gic.training.cli import make_cli
+from gic.training.preemption import PreemptedError, Preemption
 
 
 def signal_at(step: int, number: int, rank: int = 0) -> str:
@@ -96,7 +96,7 @@ def test_a_signal_before_the_first_step_is_not_lost(pictures, tmp_path, monkeypa
 def test_what_preemption_needs_is_named(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"gic\.training\.Checkpoint"):
-        make_cli(tiny(pictures, "--trainer.callbacks", "[{class_path: gic.preemption.Preemption}]"))
+        make_cli(tiny(pictures, "--trainer.callbacks", "[{class_path: gic.training.preemption.Preemption}]"))
     with pytest.raises(ConfigError, match="every_seconds"):
         Preemption(every_seconds=-1)
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from training_runs import HERE, PATIENCE, wait_for
 
-from gic.checkpoint import load_codec
-from gic.synthetic import ensure_synthetic_shards
+from gic.codec.weights import load_codec
+from gic.data.synthetic import ensure_synthetic_shards
 
 RECIPE = HERE.parent / "recipes" / "small.sh"
 TINY = ["--config", str(HERE / "tiny_codec.yaml"), "--trainer.accelerator", "cpu", "--model.metrics", "[psnr]"]

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image, features
 
 from gic.benchmark.report import write_report
-from gic.benchmark.results import Curve, Measurement, MetricInfo, Point, Results
+from gic.benchmark.results import Curve, Measurement, Point, Results
 from gic.errors import DataError
+from gic.quality.metric import MetricInfo
 
 WIDTH, HEIGHT = 96, 64
 EVIL = '</script><img src=x onerror="hacked=1">.png'  # names of images come from names of files and shards

@@ -10,9 +10,9 @@ from bounds import rounding
 from torch import Tensor
 from torch.nn import functional as F
 
-from gic import sde
-from gic.posterior import truncated_normal_mean
-from gic.reverse import D_SIGMA_MAX, LevelEmbedding, ReverseUNet, denoiser, refine
+from gic.method import samplers, sde
+from gic.method.posterior import truncated_normal_mean
+from gic.models.reverse import D_SIGMA_MAX, LevelEmbedding, ReverseUNet, denoiser, refine
 
 CHANNELS = 8
 Q = torch.tensor([0.05, 0.6, 3.0, 40.0])
@@ -77,12 +77,12 @@ def test_d_never_leaves_the_cell_whatever_the_weights(scale: float) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["mean", "euler", "heun"])
-def test_the_flow_never_contradicts_the_file(sampler: sde.Sampler) -> None:
+def test_the_flow_never_contradicts_the_file(sampler: samplers.Sampler) -> None:
     """|v| <= 1/2, so that the whole way from q to 0 is no longer than half a cell."""
     network = awake(tiny(), 3.0)
     y, mu, sigma = prior()
     y_q = sde.forward(y, Q, mu=mu, quantizer="round")
-    y_hat = sde.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=5)
+    y_hat = samplers.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=5)
     errors = rounding(5 * 4, float(y_q.abs().max()))  # five steps of four operations
     assert in_cell(y_hat, y_q, Q + 2 * errors)
 
@@ -240,19 +240,19 @@ def test_r_goes_from_one_network_to_the_other_and_each_sample_has_its_own() -> N
         assert torch.allclose(mixed[0][sample], found[r][0][sample], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
-def test_the_realistic_flow_stays_in_the_cell_and_r_0_knows_nothing_of_it(sampler: sde.Sampler) -> None:
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_the_realistic_flow_stays_in_the_cell_and_r_0_knows_nothing_of_it(sampler: samplers.Sampler) -> None:
     network = realistic().eval()
     y, mu, sigma = prior()
     y_q = sde.forward(y, Q, quantizer="round", mu=mu)
     ends = []
     for r in (0.0, 1.0):
-        end = sde.reverse(denoiser(network, mu, sigma, r), y_q, Q, sampler=sampler, steps=2, realism=r)
+        end = samplers.reverse(denoiser(network, mu, sigma, r), y_q, Q, sampler=sampler, steps=2, realism=r)
         if sampler not in ("sde", "restart"):  # which draw noise
             assert in_cell(end, y_q, Q * (1 + 1e-5))
         ends.append(end)
     network.realistic = None
-    again = sde.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=2, realism=0.0)
+    again = samplers.reverse(denoiser(network, mu, sigma), y_q, Q, sampler=sampler, steps=2, realism=0.0)
     assert torch.equal(ends[0], again)
     assert not torch.allclose(ends[0], ends[1], atol=1e-3)
 

@@ -14,16 +14,20 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from training_runs import CONFIGS, DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
 
-from gic import runs
-from gic.checkpoint import load_codec
+from gic.codec.weights import load_codec, shipped_weights
 from gic.errors import ConfigError
-from gic.lightning_cli import make_cli
-from gic.loading import shipped_weights
-from gic.resume import newest_first
-from gic.runs import TimeBudget, run_folder, seconds_of, seconds_to_job_end
-from gic.training import Checkpoint, WarmupCosine
+from gic.training import clock as runs
+from gic.training.checkpoint import Checkpoint
+from gic.training.cli import make_cli
+from gic.training.clock import TimeBudget, seconds_of, seconds_to_job_end
+from gic.training.resume import newest_first
+from gic.training.run_folder import run_folder
+from gic.training.schedule import WarmupCosine
 
-SAVING = ["--trainer.callbacks", "[{class_path: gic.training.Checkpoint, init_args: {every_n_steps: 1, keep: 2}}]"]
+SAVING = [
+    "--trainer.callbacks",
+    "[{class_path: gic.training.checkpoint.Checkpoint, init_args: {every_n_steps: 1, keep: 2}}]",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -338,7 +342,7 @@ def test_a_run_begins_with_the_weights_that_ship(tmp_path: Path) -> None:
     cli = make_cli([*words, "shipped"], run=False)
     cli.model.trainer = SimpleNamespace(is_global_zero=False, datamodule=None)
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("gic.training.run_folder", lambda trainer: tmp_path)
+    monkeypatch.setattr("gic.training.module.run_folder", lambda trainer: tmp_path)
     cli.model.setup("fit")
     monkeypatch.undo()
     shipped = load_codec(shipped_weights()).state_dict()

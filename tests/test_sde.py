@@ -14,8 +14,8 @@ from bounds import rounding
 from scipy import integrate, stats
 from torch import Tensor
 
-from gic import sde
-from gic.posterior import truncated_normal_mean
+from gic.method import samplers, sde
+from gic.method.posterior import truncated_normal_mean
 
 # --- an analytic case: a Laplacian and two Gaussians, with the exact denoiser -----------------------------
 
@@ -86,15 +86,15 @@ def measured() -> Measured:
     def measure(key: tuple[str, int], y_hat: Tensor) -> None:
         result[key] = Quality(wasserstein(y_hat[0], reference), float(((y_hat[0] - y) ** 2).mean()))
 
-    measure(("mean", 1), sde.reverse(mixture_denoiser, y_q, Q, sampler="mean"))
+    measure(("mean", 1), samplers.reverse(mixture_denoiser, y_q, Q, sampler="mean"))
     for steps in (2, 4, 8, 32):
         for sampler in ("euler", "heun", "sde"):
             options = {"steps": steps, "alpha": ancestral(steps), "generator": torch.Generator().manual_seed(4)}
-            measure((sampler, steps), sde.reverse(mixture_denoiser, y_q, Q, sampler=sampler, **options))
+            measure((sampler, steps), samplers.reverse(mixture_denoiser, y_q, Q, sampler=sampler, **options))
     for restarts in (1, 2, 4):
         generator = torch.Generator().manual_seed(5)
         options = {"steps": 16, "restarts": restarts, "generator": generator}
-        measure(("restart", restarts), sde.reverse(mixture_denoiser, y_q, Q, sampler="restart", **options))
+        measure(("restart", restarts), samplers.reverse(mixture_denoiser, y_q, Q, sampler="restart", **options))
     return result
 
 
@@ -169,12 +169,12 @@ def trajectories() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(start)[None], torch.from_numpy(solution.y[:, -1])[None]
 
 
-def order_of_convergence(sampler: sde.Sampler, rho: float, trajectories: tuple[Tensor, Tensor]) -> float:
+def order_of_convergence(sampler: samplers.Sampler, rho: float, trajectories: tuple[Tensor, Tensor]) -> float:
     """Slope of the mean error of single trajectories over the number of steps, both logarithmic."""
     y_q, exact = trajectories
     steps = [8, 16, 32, 64]
     errors = [
-        float((sde.reverse(gaussian_denoiser, y_q, Q, steps=n, sampler=sampler, rho=rho) - exact).abs().mean())
+        float((samplers.reverse(gaussian_denoiser, y_q, Q, steps=n, sampler=sampler, rho=rho) - exact).abs().mean())
         for n in steps
     ]
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])
@@ -193,7 +193,7 @@ def test_heun_converges_with_order_two(rho: float, trajectories: tuple[Tensor, T
 def test_the_flow_carries_a_gaussian_with_gaussian_noise_exactly() -> None:
     """With y ~ N(0, 1) and Gaussian noise the flow only scales: y_0 = y_q / sqrt(1 + q^2 / 12)."""
     y_q = torch.linspace(-5, 5, 11, dtype=torch.float64)[None]
-    y_hat = sde.reverse(lambda y, q: y / (1 + q**2 / 12), y_q, 4.0, steps=2000)
+    y_hat = samplers.reverse(lambda y, q: y / (1 + q**2 / 12), y_q, 4.0, steps=2000)
     assert torch.allclose(y_hat, y_q / math.sqrt(1 + 16 / 12), atol=1e-6)
 
 
@@ -219,8 +219,8 @@ def generators(count: int, seed: int = 10) -> list[torch.Generator]:
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_sde_without_new_noise_is_euler(steps: int) -> None:
     y_q, q = batch(dtype=torch.float64)
-    a = sde.reverse(smooth_denoiser, y_q, q, steps=steps, sampler="sde", alpha=0.0)
-    b = sde.reverse(smooth_denoiser, y_q, q, steps=steps, sampler="euler")
+    a = samplers.reverse(smooth_denoiser, y_q, q, steps=steps, sampler="sde", alpha=0.0)
+    b = samplers.reverse(smooth_denoiser, y_q, q, steps=steps, sampler="euler")
     assert torch.allclose(a, b, rtol=1e-14, atol=1e-14)
 
 
@@ -232,26 +232,27 @@ def test_alpha_may_be_a_function_of_the_relative_level() -> None:
         seen.append(t)
         return 0.5
 
-    a = sde.reverse(smooth_denoiser, y_q, q, steps=4, sampler="sde", alpha=alpha, generator=generators(4))
-    b = sde.reverse(smooth_denoiser, y_q, q, steps=4, sampler="sde", alpha=0.5, generator=generators(4))
+    a = samplers.reverse(smooth_denoiser, y_q, q, steps=4, sampler="sde", alpha=alpha, generator=generators(4))
+    b = samplers.reverse(smooth_denoiser, y_q, q, steps=4, sampler="sde", alpha=0.5, generator=generators(4))
     assert torch.equal(a, b)
-    assert seen == sde.schedule(4)[1:]
+    assert seen == samplers.schedule(4)[1:]
 
 
 def test_new_noise_changes_sde_and_its_seed_decides_how() -> None:
     y_q, q = batch()
     options = {"steps": 4, "sampler": "sde", "alpha": 1.0}
     a, b, c = (
-        sde.reverse(smooth_denoiser, y_q, q, generator=torch.Generator().manual_seed(s), **options) for s in (1, 1, 2)
+        samplers.reverse(smooth_denoiser, y_q, q, generator=torch.Generator().manual_seed(s), **options)
+        for s in (1, 1, 2)
     )
     assert torch.equal(a, b)
     assert not torch.allclose(a, c)
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 @pytest.mark.parametrize("restarts", [0, 1, 3])
-def test_evaluations_counts_the_calls_of_the_denoiser(sampler: sde.Sampler, steps: int, restarts: int) -> None:
+def test_evaluations_counts_the_calls_of_the_denoiser(sampler: samplers.Sampler, steps: int, restarts: int) -> None:
     calls: list[float] = []
 
     def counting(y_q: Tensor, q: Tensor) -> Tensor:
@@ -260,50 +261,50 @@ def test_evaluations_counts_the_calls_of_the_denoiser(sampler: sde.Sampler, step
         return smooth_denoiser(y_q, q)
 
     y_q, q = batch()
-    sde.reverse(counting, y_q, q, steps=steps, sampler=sampler, restarts=restarts)
-    assert len(calls) == sde.evaluations(sampler, steps, restarts)
+    samplers.reverse(counting, y_q, q, steps=steps, sampler=sampler, restarts=restarts)
+    assert len(calls) == samplers.evaluations(sampler, steps, restarts)
     assert min(calls) > 0 and max(calls) <= float(q[0]) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
 def test_the_schedule_falls_strictly_from_one_to_zero(rho: float) -> None:
-    levels = sde.schedule(7, rho)
+    levels = samplers.schedule(7, rho)
     assert levels[0] == 1 and levels[-1] == 0 and len(levels) == 8
     assert all(a > b for a, b in itertools.pairwise(levels))
 
 
 def test_restart_without_coin_flips_is_the_flow() -> None:
     y_q = torch.linspace(-3, 3, 31, dtype=torch.float64)[None]
-    a = sde.reverse(gaussian_denoiser, y_q, Q, steps=64, sampler="restart", restarts=0)
-    b = sde.reverse(gaussian_denoiser, y_q, Q, steps=64, sampler="heun")
+    a = samplers.reverse(gaussian_denoiser, y_q, Q, steps=64, sampler="restart", restarts=0)
+    b = samplers.reverse(gaussian_denoiser, y_q, Q, steps=64, sampler="heun")
     assert torch.allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
-def test_realism_zero_is_the_mean_bit_for_bit(sampler: sde.Sampler) -> None:
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_realism_zero_is_the_mean_bit_for_bit(sampler: samplers.Sampler) -> None:
     y_q, q = batch()
-    mean = sde.reverse(smooth_denoiser, y_q, q, sampler="mean")
-    assert torch.equal(sde.reverse(smooth_denoiser, y_q, q, sampler=sampler, realism=0.0), mean)
-    mixed = sde.reverse(smooth_denoiser, y_q, q, sampler=sampler, realism=torch.tensor([0.0, 1.0, 0.0, 0.5]))
+    mean = samplers.reverse(smooth_denoiser, y_q, q, sampler="mean")
+    assert torch.equal(samplers.reverse(smooth_denoiser, y_q, q, sampler=sampler, realism=0.0), mean)
+    mixed = samplers.reverse(smooth_denoiser, y_q, q, sampler=sampler, realism=torch.tensor([0.0, 1.0, 0.0, 0.5]))
     assert torch.equal(mixed[[0, 2]], mean[[0, 2]])
     assert torch.equal(mean, smooth_denoiser(y_q, sde.level(q, y_q)))
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
-def test_realism_interpolates_linearly_between_the_mean_and_the_end_of_the_flow(sampler: sde.Sampler) -> None:
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_realism_interpolates_linearly_between_the_mean_and_the_end_of_the_flow(sampler: samplers.Sampler) -> None:
     y_q, q = batch(dtype=torch.float64)
     r = torch.tensor([0.1, 0.25, 0.5, 0.9], dtype=torch.float64)
     options = {"steps": 3, "sampler": sampler}
     mean, end = (
-        sde.reverse(smooth_denoiser, y_q, q, realism=k, generator=generators(4), **options) for k in (0.0, 1.0)
+        samplers.reverse(smooth_denoiser, y_q, q, realism=k, generator=generators(4), **options) for k in (0.0, 1.0)
     )
-    mixed = sde.reverse(smooth_denoiser, y_q, q, realism=r, generator=generators(4), **options)
+    mixed = samplers.reverse(smooth_denoiser, y_q, q, realism=r, generator=generators(4), **options)
     expected = (1 - r[:, None, None, None]) * mean + r[:, None, None, None] * end
     assert torch.allclose(mixed, expected, rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
-def test_a_sample_does_not_depend_on_its_batch(sampler: sde.Sampler) -> None:
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_sample_does_not_depend_on_its_batch(sampler: samplers.Sampler) -> None:
     y, q = batch(count=5)
 
     def run(rows: list[int]) -> Tensor:
@@ -311,7 +312,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: sde.Sampler) -> None:
         options = {"sampler": sampler, "steps": 3, "alpha": 0.7, "generator": [noise[i] for i in rows]}
         y_q = sde.forward(y[rows], q[rows], generator=options["generator"])
         realism = torch.linspace(0.2, 1, 5)[rows]
-        return sde.reverse(smooth_denoiser, y_q, q[rows], realism=realism, **options)
+        return samplers.reverse(smooth_denoiser, y_q, q[rows], realism=realism, **options)
 
     together = run([0, 1, 2, 3, 4])
     assert torch.equal(run([4, 2, 0, 1, 3]), together[[4, 2, 0, 1, 3]])
@@ -319,9 +320,9 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: sde.Sampler) -> None:
         assert torch.equal(run([i]), together[i : i + 1])
 
 
-@pytest.mark.parametrize("sampler", sde.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_state_is_float32_or_better_whatever_goes_in(sampler: sde.Sampler, dtype: torch.dtype) -> None:
+def test_the_state_is_float32_or_better_whatever_goes_in(sampler: samplers.Sampler, dtype: torch.dtype) -> None:
     expected = torch.promote_types(dtype, torch.float32)
     states: set[torch.dtype] = set()
 
@@ -330,7 +331,7 @@ def test_the_state_is_float32_or_better_whatever_goes_in(sampler: sde.Sampler, d
         return smooth_denoiser(y_q, q).to(dtype)
 
     y_q, q = batch(dtype=torch.float64)
-    assert sde.reverse(half_network, y_q.to(dtype), q, steps=3, sampler=sampler).dtype == expected
+    assert samplers.reverse(half_network, y_q.to(dtype), q, steps=3, sampler=sampler).dtype == expected
     assert states == {expected}
     for quantizer in sde.QUANTIZERS:
         assert sde.forward(y_q.to(dtype), q, quantizer=quantizer).dtype == expected
@@ -338,10 +339,10 @@ def test_the_state_is_float32_or_better_whatever_goes_in(sampler: sde.Sampler, d
 
 
 def test_gradients_flow_through_every_sampler() -> None:
-    for sampler in sde.SAMPLERS:
+    for sampler in samplers.SAMPLERS:
         y_q, q = batch()
         y_q.requires_grad_()
-        sde.reverse(smooth_denoiser, y_q, q, steps=2, sampler=sampler).sum().backward()
+        samplers.reverse(smooth_denoiser, y_q, q, steps=2, sampler=sampler).sum().backward()
         assert y_q.grad is not None and bool(torch.isfinite(y_q.grad).all()) and bool((y_q.grad != 0).all())
 
 
@@ -497,7 +498,7 @@ def test_a_level_may_be_one_number_or_one_per_sample(shape: tuple[int, ...]) -> 
 def test_reverse_says_what_is_wrong(options: dict[str, object], message: str) -> None:
     y_q, q = batch()
     with pytest.raises(ValueError, match=message):
-        sde.reverse(smooth_denoiser, y_q, **{"q": q, **options})  # type: ignore[arg-type]
+        samplers.reverse(smooth_denoiser, y_q, **{"q": q, **options})  # type: ignore[arg-type]
 
 
 def test_forward_says_what_is_wrong() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gic.shards
-from gic.cli import run
+import gic.data.shards
+from gic.commands.dispatch import run
+from gic.data.shards import left_out, write_shards
 from gic.errors import ConfigError, DataError
-from gic.shards import left_out, write_shards
 
 
 def photo(number: int, height: int = 24, width: int = 32) -> Image.Image:
@@ -172,14 +172,14 @@ def test_a_broken_off_run_changes_nothing(folder: Path, tmp_path: Path, monkeypa
     out = tmp_path / "out"
     old = write_shards([folder], out, progress=False).shards[0]
     before = old.read_bytes()
-    real = gic.shards.write_tar
+    real = gic.data.shards.write_tar
 
     def fail_at_second(path: Path, samples: object) -> None:
         real(path, samples)  # type: ignore[arg-type]
         if path.name.endswith("1.tar"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(gic.shards, "write_tar", fail_at_second)
+    monkeypatch.setattr(gic.data.shards, "write_tar", fail_at_second)
     with pytest.raises(KeyboardInterrupt):
         write_shards([folder], out, samples_per_shard=2, overwrite=True, progress=False)
     assert list(out.iterdir()) == [old]

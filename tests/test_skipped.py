@@ -14,10 +14,11 @@ from small import picture, small_codec, small_model
 from torch import Tensor
 
 import gic
-from gic import skipped
-from gic.codec import Encoding, ImageCodec
-from gic.entropy import level_code, level_value
-from gic.skipped import LIMITS, STEPS, left_out, settle
+from gic.bitstream.coder import level_code, level_value
+from gic.codec import skipped
+from gic.codec.encoder import Encoding
+from gic.codec.image_codec import ImageCodec
+from gic.codec.skipped import LIMITS, STEPS, left_out, settle
 
 QUANTIZERS = ("round", "dither")
 LEVELS = (1.0, 4.0, 16.0)
@@ -153,7 +154,7 @@ def test_photographs_keep_the_z_of_the_analysis(quantizer, name, shared: Path, m
     with Image.open(shared / "data" / "kodak" / name) as image:
         photograph = image.convert("RGB")
     checked = codec.encoding(photograph, quantizer=quantizer)
-    monkeypatch.setattr("gic.codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
+    monkeypatch.setattr("gic.codec.image_codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
     unchecked = codec.encoding(photograph, quantizer=quantizer)
     for q in LEVELS:
         assert checked.compress(q=q) == unchecked.compress(q=q)

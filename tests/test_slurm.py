@@ -16,8 +16,8 @@ from small import CONFIG, small_model
 from training_runs import CONFIGS, HERE, PATIENCE, losses
 
 from gic.benchmark.results import load_results
-from gic.checkpoint import save_weights
-from gic.synthetic import ensure_synthetic_shards
+from gic.codec.weights import save_weights
+from gic.data.synthetic import ensure_synthetic_shards
 
 pytestmark = pytest.mark.slurm
 
@@ -26,9 +26,9 @@ STEPS = 300
 
 LOGGER = "[{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: tiny}}]"
 CALLBACKS = (
-    "[{class_path: gic.training.EMA, init_args: {decay: 0.9}}, "
-    "{class_path: gic.training.Checkpoint, init_args: {every_n_steps: 20}}, "
-    "{class_path: gic.preemption.Preemption, init_args: {every_seconds: 1}}, {class_path: training_runs.Losses}]"
+    "[{class_path: gic.training.ema.EMA, init_args: {decay: 0.9}}, "
+    "{class_path: gic.training.checkpoint.Checkpoint, init_args: {every_n_steps: 20}}, "
+    "{class_path: gic.training.preemption.Preemption, init_args: {every_seconds: 1}}, {class_path: training_runs.Losses}]"
 )
 
 
@@ -136,7 +136,7 @@ codecs:
   - class_path: gic.benchmark.codecs.Gic
     init_args: {q: [1.0, 4.0], decodings: [{realism: 0.0}]}
 baselines:
-  - class_path: gic.benchmark.baselines.Jpeg
+  - class_path: gic.benchmark.picture_codecs.Jpeg
     init_args: {qualities: [10, 60]}
 metrics: [psnr]
 anchor: jpeg

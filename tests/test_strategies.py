@@ -16,10 +16,10 @@ import torch
 import yaml
 from training_runs import CONFIGS, DDP, HERE, PATIENCE, losses, tiny
 
-from gic.checkpoint import build_codec
-from gic.lightning_cli import make_cli
-from gic.losses import Objective
-from gic.training import compiler_problem
+from gic.codec.weights import build_codec
+from gic.training.cli import make_cli
+from gic.training.module import compiler_problem
+from gic.training.objective import Objective
 
 BOTH_LOSSES = ["--model.objective.init_args.realism", "[0.0, 1.0]"]
 LOSSES = ["--trainer.callbacks", "[{class_path: training_runs.Losses}]"]
@@ -48,7 +48,7 @@ def test_every_stage_trains_on_two_processes_that_look_for_no_unused_parameters(
         words += term if stage in ("perceptual", "joint", "adversarial") else []
         words += ["--model.codec.init_args.compressor.init_args.realistic_stages", "2"]
         runs.append([*words, "--trainer.num_sanity_val_steps", "0", *LOSSES])
-    script = "import json, sys; from gic.lightning_cli import make_cli; [make_cli(w) for w in json.load(sys.stdin)]"
+    script = "import json, sys; from gic.training.cli import make_cli; [make_cli(w) for w in json.load(sys.stdin)]"
     paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths}
     words = [sys.executable, "-c", script]

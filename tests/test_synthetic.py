@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gic.synthetic
+import gic.data.synthetic
+from gic.data.synthetic import ensure_synthetic_shards, synthetic_image
 from gic.errors import ConfigError, DataError
-from gic.synthetic import ensure_synthetic_shards, synthetic_image
 
 SMALL = {"train": 6, "val": 2, "size": (32, 48), "progress": False}
 
@@ -113,7 +113,7 @@ def test_complete_shards_are_left_alone(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*args: object, **kwargs: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(gic.synthetic, "synthetic_image", fail)
+    monkeypatch.setattr(gic.data.synthetic, "synthetic_image", fail)
     ensure_synthetic_shards(tmp_path, **SMALL)
 
 
@@ -150,14 +150,14 @@ def test_shards_of_others_are_never_touched(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = gic.synthetic.synthetic_image
+    real = gic.data.synthetic.synthetic_image
 
     def fail_at_the_end(index: int, **kwargs: object) -> Image.Image:
         if index > 1000:
             raise KeyboardInterrupt
         return real(index, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gic.synthetic, "synthetic_image", fail_at_the_end)
+    monkeypatch.setattr(gic.data.synthetic, "synthetic_image", fail_at_the_end)
     with pytest.raises(KeyboardInterrupt):
         ensure_synthetic_shards(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -166,11 +166,11 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 def test_two_processes_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     code = (
-        "import sys, pathlib, gic.synthetic as s\n"
+        "import sys, pathlib, gic.data.synthetic as s\n"
         f"s.ensure_synthetic_shards(pathlib.Path({str(folder)!r}), **{SMALL!r})\n"
         f"assert len(list(pathlib.Path({str(folder)!r}).glob('*.tar'))) == 5\n"
     )
-    root = Path(gic.synthetic.__file__).parent.parent
+    root = Path(gic.data.synthetic.__file__).parent.parent
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     ensure_synthetic_shards(tmp_path / "alone", **SMALL)

@@ -13,10 +13,14 @@ import lightning as L
 import pytest
 import torch
 
-from gic.checkpoint import load_codec, read_weights
+from gic.codec.weights import load_codec, read_weights
 from gic.errors import ConfigError, DataError
-from gic.lightning_cli import make_cli
-from gic.training import EMA, LossWatch, NonFiniteLossError, ProgressBar, WarmupCosine, match_layout
+from gic.training.cli import make_cli
+from gic.training.ema import EMA
+from gic.training.module import NonFiniteLossError, match_layout
+from gic.training.progress import ProgressBar
+from gic.training.schedule import WarmupCosine
+from gic.training.watch import LossWatch
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
@@ -38,8 +42,8 @@ def words(pictures, tmp_path, monkeypatch):
 
 
 CHECKPOINTS = (
-    "[{class_path: gic.training.Checkpoint, init_args: {dirpath: ckpt, every_n_steps: 1, keep: 20}}, "
-    "{class_path: gic.training.EMA, init_args: {decay: 0.5}}]"
+    "[{class_path: gic.training.checkpoint.Checkpoint, init_args: {dirpath: ckpt, every_n_steps: 1, keep: 20}}, "
+    "{class_path: gic.training.ema.EMA, init_args: {decay: 0.5}}]"
 )
 
 
@@ -134,7 +138,7 @@ def test_a_run_ends_with_what_it_changed_by_metrics_that_are_not_in_its_loss(wor
 
 
 def test_where_nobody_watches_lines_tell_how_far_a_run_is(words, capsys):
-    bar = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks", "gic.training.ProgressBar")
+    bar = ("--trainer.enable_progress_bar", "true", "--trainer.callbacks", "gic.training.progress.ProgressBar")
     make_cli(words("fit", "--trainer.max_steps", "5", "--trainer.log_every_n_steps", "2", *bar))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split(",")[0] for line in lines] == ["step 2/5", "step 4/5"]
@@ -262,7 +266,7 @@ def test_the_progress_bar_reads_values_at_logging_intervals_only(monkeypatch):
 
 
 def test_levels_outside_the_range_of_the_model_are_refused(words):
-    from gic.cli import run
+    from gic.commands.dispatch import run
 
     assert run(words("fit", "--model.levels", "[0.1, 1]")) == 2
 

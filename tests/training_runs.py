@@ -51,9 +51,9 @@ def callback_words(*extra: str, every: int = 2, keep: int = 20) -> list[str]:
     """Options for a tiny run that saves in ``ckpt``, keeps an average, can be stopped and writes its losses."""
     settings = f"{{dirpath: ckpt, every_n_steps: {every}, keep: {keep}}}"
     listed = [
-        f"{{class_path: gic.training.Checkpoint, init_args: {settings}}}",
-        "{class_path: gic.preemption.Preemption}",
-        "{class_path: gic.training.EMA, init_args: {decay: 0.5}}",
+        f"{{class_path: gic.training.checkpoint.Checkpoint, init_args: {settings}}}",
+        "{class_path: gic.training.preemption.Preemption}",
+        "{class_path: gic.training.ema.EMA, init_args: {decay: 0.5}}",
         "{class_path: training_runs.Losses}",
         *extra,
     ]

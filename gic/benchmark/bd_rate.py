@@ -15,8 +15,9 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from gic.benchmark.results import Curve, MetricInfo, Results
+from gic.benchmark.results import Curve, Results
 from gic.errors import require
+from gic.quality.metric import MetricInfo
 
 MIN_POINTS = 4
 """Fewest points of a curve."""

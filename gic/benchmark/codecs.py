@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from gic import __version__
 from gic.errors import ConfigError
+from gic.method.samplers import Sampler
+from gic.version import __version__
 
 if TYPE_CHECKING:
-    from gic.codec import ImageCodec
+    from gic.codec.image_codec import ImageCodec
 
 DEFAULT_POINTS = 8
 """Number of levels, evenly spaced in log q over the model's range, where none are named."""
@@ -82,12 +83,12 @@ class Decoding:
 
     Attributes:
         realism: r in [0, 1].
-        sampler: Sampler of the reverse flow, the model's default if left out.
+        sampler: Sampler of the reverse flow, for example ``sde(alpha=0.3)``; the model's default if left out.
         steps: Its steps, the model's default if left out.
     """
 
     realism: float = 1.0
-    sampler: Literal["mean", "euler", "heun", "sde", "restart"] | None = None
+    sampler: str | Sampler | None = None
     steps: int | None = None
 
     @property
@@ -98,7 +99,7 @@ class Decoding:
         ('r=0.5', 'r=1, euler, 4 steps')
         """
         steps = [] if self.steps is None else [f"{self.steps} step{'' if self.steps == 1 else 's'}"]
-        return ", ".join([f"r={self.realism:g}", *([self.sampler] if self.sampler else []), *steps])
+        return ", ".join([f"r={self.realism:g}", *([str(self.sampler)] if self.sampler else []), *steps])
 
 
 class Gic(BenchmarkCodec):
@@ -146,7 +147,7 @@ class Gic(BenchmarkCodec):
 
     def start(self, device: str) -> None:
         """Load the weights and check the points against them."""
-        from gic.loading import load
+        from gic.codec.weights import load
 
         codec = load(self.checkpoint, device, self.trust)
         model = codec.model
@@ -178,7 +179,7 @@ class Gic(BenchmarkCodec):
         model = self.codec.model
         return {
             "quantizer": self.quantizer or model.quantizer,
-            "default_sampler": model.sampler,
+            "default_sampler": str(model.sampler),
             "default_steps": model.steps,
             "parameters": sum(p.numel() for p in model.parameters()),
         }

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gic.benchmark.published import PublishedCurve
-from gic.benchmark.results import Curve, MetricInfo, Results
+from gic.benchmark.results import Curve, Results
 from gic.errors import require
 from gic.files import write_bytes
+from gic.quality.metric import MetricInfo
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

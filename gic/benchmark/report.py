@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 from PIL import Image, features
 
-from gic.benchmark.results import Curve, MetricInfo, Results
+from gic.benchmark.results import Curve, Results
 from gic.errors import DataError
 from gic.files import write_bytes
+from gic.quality.metric import MetricInfo
 
 SHOWN_BY_BROWSERS = frozenset({"image/jpeg", "image/webp", "image/avif", "image/png", "image/gif"})
 """MIME types of files that are embedded as they are; of others the reconstruction is."""

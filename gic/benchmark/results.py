@@ -13,35 +13,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gic.errors import DataError
 from gic.files import write_bytes
+from gic.quality.metric import MetricInfo
 
 SCHEMA = "gic-benchmark/1"
 
 MEASURES = ("bytes", "bits_per_pixel", "encode_seconds", "decode_seconds", "encode_peak_bytes", "decode_peak_bytes")
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """A metric and what identifies it (DESIGN 10).
-
-    Attributes:
-        name: For keys and files, for example ``lpips_alex``.
-        label: For people, for example ``LPIPS (alex)``.
-        higher_better: Its direction.
-        kind: ``image``: one value for each image, averaged; ``set``: one value for all images together.
-        identity: Network, weights (file and hash), patch size, library and version.
-        unit: For example ``dB``; empty for none.
-    """
-
-    name: str
-    label: str
-    higher_better: bool
-    kind: Literal["image", "set"]
-    identity: str
-    unit: str = ""
 
 
 @dataclass(frozen=True)

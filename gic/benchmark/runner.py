@@ -29,17 +29,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gic import __version__
 from gic.benchmark.cache import Cache, key_of
 from gic.benchmark.codecs import BenchmarkCodec, bits_per_pixel, check_names, curve_name
 from gic.benchmark.measure import timed
 from gic.benchmark.results import SCHEMA, Curve, Measurement, Point, Results
+from gic.data.stream import EvalImages
 from gic.errors import DataError, GicError
-from gic.images import to_image, to_tensor
-from gic.stream import EvalImages
+from gic.pictures.tensors import to_image, to_tensor
+from gic.version import __version__
 
 if TYPE_CHECKING:
-    from gic.benchmark.metrics import ImageMetric, SetMetric
+    from gic.quality.metrics import ImageMetric
+    from gic.quality.set_metrics import SetMetric
 
 PACKAGES = ("torch", "numpy", "pillow", "compressai", "torchmetrics", "lpips", "pyiqa", "torch-fidelity", "bjontegaard")
 
@@ -152,7 +153,7 @@ class Runner:
         """Measure this process' share of the images.
 
         Args:
-            source: Folders, files or shards, as :class:`gic.stream.EvalImages` takes them.
+            source: Folders, files or shards, as :class:`gic.data.stream.EvalImages` takes them.
             limit: Only the first so many images.
 
         Returns:

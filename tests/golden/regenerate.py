@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from PIL import Image, ImageCms  # noqa: E402
 from small import all_symbols, array, picture, small_codec  # noqa: E402
 
-from gic.codec import ImageCodec  # noqa: E402
+from gic.codec.image_codec import ImageCodec  # noqa: E402
 
 
 def symbols_hash(codec: ImageCodec, data: bytes) -> str:

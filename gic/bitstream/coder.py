@@ -1,0 +1,248 @@
+"""Symbols to bytes and back, with the same probabilities on every machine (DESIGN 8).
+
+    z  <-> bytes    factorised prior: one table of integers for each channel
+    z   -> prior    mu and log2 sigma of y from h_s in integers (gic.bitstream.exact): the same on every device
+    symbols of y <-> bytes    table of the element's sigma / q; plain integer arithmetic picks it
+
+Units: levels q and standard deviations are powers of two with exponents in units of 1 / LEVELS_PER_OCTAVE; the file
+stores q as such an integer, the *code* of q.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gic.bitstream import portable
+from gic.bitstream.exact import IntegerNetwork
+from gic.bitstream.tables import (
+    LEVELS_PER_OCTAVE,
+    OFFSETS,
+    SCALE_FIRST,
+    SCALE_LAST,
+    SCALE_STEP,
+    SKIP_DITHER,
+    SKIP_ROUND,
+    IntArray,
+    Tables,
+    _float64,
+    factorized_tables,
+    gaussian_tables,
+)
+from gic.errors import ConfigError
+from gic.models.compressor import Compressor
+from gic.models.entropy_model import SIGMA_MIN
+
+CODE_MIN, CODE_MAX = -(2**15), 2**15 - 1
+"""Codes of q are 16-bit numbers."""
+MU_BITS = 11
+"""mu is a multiple of 2^-MU_BITS, at most 2^(24 - MU_BITS) in magnitude."""
+
+_LOG2_E = float.fromhex("0x1.71547652b82fep+0")
+_LOG2_SIGMA_MIN = round(math.log2(SIGMA_MIN) * LEVELS_PER_OCTAVE)
+
+
+class Prior(NamedTuple):
+    """The Gaussian prior of y, identical wherever it is computed from the same z and weights.
+
+    Attributes:
+        mu: Means, float32, multiples of 2^-MU_BITS, (B, M, 4h, 4w).
+        log2_sigma: Logarithms of the standard deviations, int32, in units of 1 / LEVELS_PER_OCTAVE octaves, like mu.
+    """
+
+    mu: Tensor
+    log2_sigma: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviations, float32; for what is not shared to the bit, like the denoiser."""
+        return torch.exp2(self.log2_sigma.float() / LEVELS_PER_OCTAVE)
+
+
+def level_code(q: float) -> int:
+    """Code of the level nearest to ``q``.
+
+    Raises:
+        ConfigError: If ``q`` is not positive or out of the range of codes.
+
+    Example:
+        >>> level_code(1.0), level_code(3.0), level_value(-1024)
+        (0, 1623, 0.5)
+    """
+    code = round(LEVELS_PER_OCTAVE * math.log2(q)) if 0 < q < math.inf else CODE_MAX + 1
+    if not CODE_MIN <= code <= CODE_MAX:
+        raise ConfigError(f"q = {q:g} cannot be stored: it must lie between 2^-32 and 2^32")
+    return code
+
+
+def level_value(code: int) -> float:
+    """Level q of a code, ``2^(code / LEVELS_PER_OCTAVE)``, the same on every machine."""
+    return float(portable.exp2(code / LEVELS_PER_OCTAVE))
+
+
+class EntropyCoder:
+    """Codes z and y of a compressor; reads its weights once, when made.
+
+    Symbols are int32 arrays. ``offsets`` are the dither's offset numbers, 0 ... OFFSETS - 1, like the symbols; ``None``
+    is plain rounding. Any shape will do, for z with the channels third from the end.
+
+    Args:
+        compressor: Holds ``h_s``, whose output is mu and log sigma in this order, and ``prior_z``.
+
+    Raises:
+        ConfigError: If h_s cannot be computed exactly, or weights are not finite numbers.
+
+    Example:
+        >>> from gic.models.compressor import ResidualCompressor
+        >>> compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
+        >>> coder = EntropyCoder(compressor)
+        >>> z = np.random.default_rng(0).integers(-3, 4, (1, 4, 2, 2), dtype=np.int32)
+        >>> bool((coder.decode_z(coder.encode_z(z), z.shape) == z).all())
+        True
+    """
+
+    def __init__(self, compressor: Compressor) -> None:
+        self.hyper_channels = compressor.hyper_channels
+        self._log2_sigma_max = round(math.log2(compressor.sigma_max) * LEVELS_PER_OCTAVE)
+        m = self._means = compressor.latent_channels
+        # After mu and log sigma of the latent channels one log sigma for each group of the detail's.
+        self._sources = [*range(m, 2 * m), *(2 * m + group for group in compressor.groups)]
+        sigmas = len(set(self._sources))
+        gain = torch.tensor([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * sigmas, dtype=torch.float64)
+        self._detail = np.zeros(0)
+        if compressor.detail is not None:
+            self._detail = np.floor(_float64(compressor.detail) * (LEVELS_PER_OCTAVE * _LOG2_E) + 0.5)
+            if not np.isfinite(self._detail).all():
+                raise ConfigError(
+                    "the detail channels have scales that are not finite numbers: the model cannot code files"
+                )
+        self._h_s = IntegerNetwork(compressor.h_s, gain)
+        self._z_tables = factorized_tables(compressor.prior_z)
+
+    @cached_property
+    def tables_hash(self) -> str:
+        """SHA-256 of all that encoder and decoder must share: integer weights, tables, constants; 64 hex digits."""
+        digest = hashlib.sha256()
+        constants = [LEVELS_PER_OCTAVE, MU_BITS, OFFSETS, SCALE_STEP, SCALE_FIRST, SKIP_ROUND, SKIP_DITHER]
+        arrays: list[NDArray[Any]] = [np.array(constants)]
+        for conv in self._h_s.convolutions:
+            arrays += [conv.weight.numpy(), conv.bias.numpy(), np.frexp(conv.scale.numpy())[1]]
+        if self._detail.size:
+            arrays += [np.array(self._sources), self._detail]
+        for tables in (self._z_tables, gaussian_tables(False)):
+            arrays += [tables.low, tables.size, tables.starts]
+        for array in arrays:
+            digest.update(np.array(array.shape, dtype="<i8").tobytes() + array.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    # --- hyper-latent -------------------------------------------------------------------------------------
+
+    def prior(self, z: Tensor) -> Prior:
+        """Prior of y from whole numbers z (B, N, h, w) of any dtype, on the device of ``z``.
+
+        Raises:
+            ValueError: If ``z`` is not made of whole numbers.
+        """
+        out = self._h_s(z)
+        mu, log2_sigma = out[:, : self._means], out[:, self._means :]
+        if self._detail.size:
+            mu = F.pad(mu, (0, 0, 0, 0, 0, len(self._detail)))
+            log2_sigma = out[:, self._sources]
+            log2_sigma[:, self._means :] += torch.from_numpy(self._detail).to(out.device)[:, None, None]
+        log2_sigma = log2_sigma.clamp(_LOG2_SIGMA_MIN, self._log2_sigma_max)
+        return Prior((mu / 2**MU_BITS).float().to(z.device), log2_sigma.to(torch.int32).to(z.device))
+
+    def encode_z(self, z: IntArray) -> bytes:
+        """Code the hyper-latent.
+
+        Raises:
+            ValueError: If a symbol is larger than SYMBOL_MAX.
+        """
+        return self._z_tables.encode(self._channels(z.shape), z.ravel())
+
+    def decode_z(self, data: bytes, shape: Sequence[int]) -> IntArray:
+        """Undo :meth:`encode_z`.
+
+        Raises:
+            FormatError: If the data are found to be damaged.
+        """
+        return self._z_tables.decode(data, self._channels(shape)).reshape(shape)
+
+    def bits_z(self, z: IntArray) -> float:
+        """Code length of z, in bits, within 4 bytes of what :meth:`encode_z` writes."""
+        return self._z_tables.length(self._channels(z.shape), z.ravel())
+
+    def lengths_z(self, z: IntArray) -> NDArray[np.float64]:
+        """Code length of each symbol of z, in bits, like ``z``."""
+        return self._z_tables.lengths(self._channels(z.shape), z.ravel()).reshape(z.shape)
+
+    def _channels(self, shape: Sequence[int]) -> NDArray[np.int64]:
+        if len(shape) < 3 or shape[-3] != self.hyper_channels:
+            raise ValueError(f"z of shape {tuple(shape)} has not {self.hyper_channels} channels third from the end")
+        return np.broadcast_to(np.arange(self.hyper_channels)[:, None, None], shape).ravel()
+
+    # --- latent -------------------------------------------------------------------------------------------
+
+    def coded_mask(self, prior: Prior, code: int, dither: bool) -> NDArray[np.bool_]:
+        """Which elements of y are coded at the level of ``code``; the symbols of all others must be 0."""
+        return _numpy(prior.log2_sigma) >= code + (SKIP_DITHER if dither else SKIP_ROUND)
+
+    def encode_y(self, symbols: IntArray, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> bytes:
+        """Code the symbols of y.
+
+        Args:
+            symbols: ``round((y - mu) / q - u)``, 0 where :meth:`coded_mask` says no.
+            prior: From :meth:`prior`.
+            code: Code of the level q.
+            offsets: The dither, or ``None``.
+
+        Raises:
+            ValueError: If a symbol is larger than SYMBOL_MAX or not 0 where it is not coded.
+        """
+        mask, tables, gaussian = self._select(prior, code, offsets)
+        if symbols[~mask].any():
+            raise ValueError("symbols that are not coded must be 0: apply coded_mask first")
+        return gaussian.encode(tables, symbols[mask])
+
+    def decode_y(self, data: bytes, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> IntArray:
+        """Undo :meth:`encode_y`.
+
+        Raises:
+            FormatError: If the data are found to be damaged.
+        """
+        mask, tables, gaussian = self._select(prior, code, offsets)
+        symbols = np.zeros(mask.shape, dtype=np.int32)
+        symbols[mask] = gaussian.decode(data, tables)
+        return symbols
+
+    def bits_y(self, symbols: IntArray, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> float:
+        """Code length of y, in bits, within 4 bytes of what :meth:`encode_y` writes; what is not coded costs 0."""
+        mask, tables, gaussian = self._select(prior, code, offsets)
+        return gaussian.length(tables, symbols[mask])
+
+    def _select(
+        self, prior: Prior, code: int, offsets: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int32], Tables]:
+        """Mask of the coded elements, the table of each of them, and the tables."""
+        dither = offsets is not None
+        mask = self.coded_mask(prior, code, dither)
+        # sigma / q to the nearest scale, in whole numbers.
+        ratio = _numpy(prior.log2_sigma)[mask] - (code + SCALE_FIRST - SCALE_STEP // 2)
+        tables = np.clip(ratio // SCALE_STEP, 0, (SCALE_LAST - SCALE_FIRST) // SCALE_STEP)
+        if offsets is not None:
+            tables = tables * OFFSETS + offsets[mask]
+        return mask, tables, gaussian_tables(dither)
+
+
+def _numpy(x: Tensor) -> NDArray[np.int32]:
+    array: NDArray[np.int32] = x.detach().cpu().numpy()
+    return array

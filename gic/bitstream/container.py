@@ -1,0 +1,271 @@
+"""The container of a ``.gic`` file: bytes to fields and back (DESIGN 8; every field is described in docs/format.md).
+
+    "GIC" | version | flags | model id | width, height | level | [seed] | [tile] | [metadata] | lengths | payloads | CRC
+
+All numbers are little-endian; lengths and sizes are unsigned LEB128 varints in their shortest form. Nothing here knows
+what the payloads mean. :func:`unpack` proves a file consistent before anything is decoded: every length lies within the
+file, the file ends where the lengths say, sizes are within limits, unused bits are zero.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from gic.errors import FormatError
+
+MAGIC = b"GIC"
+VERSION = 1
+SUFFIX = ".gic"
+MODEL_ID_BYTES = 6
+LEVELS_PER_OCTAVE = 1024
+"""The level is log2 q in units of 1 / LEVELS_PER_OCTAVE; the same as ``gic.bitstream.coder``'s."""
+MAX_SIDE = 1 << 16
+"""Largest width and height, in pixels."""
+MAX_PIXELS = 1 << 28
+"""Largest width times height; the same as ``gic.pictures.load.load_rgb``'s."""
+MAX_METADATA = 1 << 24
+"""Largest size of the metadata after decompression, in bytes."""
+TILE_UNIT = 64
+"""Tile sides are multiples of this, in pixels."""
+
+_DITHER, _TILED, _METADATA = 1, 2, 4
+_FIXED = struct.Struct(f"<3sBB{MODEL_ID_BYTES}s")
+_CRC = struct.Struct("<I")
+
+
+class Payload(NamedTuple):
+    """Coded symbols of one tile.
+
+    Attributes:
+        z: Hyper-latent.
+        y: Latent.
+    """
+
+    z: bytes
+    y: bytes
+
+
+class Metadata(NamedTuple):
+    """What travels beside the pixels when asked for.
+
+    Attributes:
+        exif: EXIF block as Pillow gives it, or empty.
+        icc: ICC profile of the pixels, or empty for sRGB.
+    """
+
+    exif: bytes = b""
+    icc: bytes = b""
+
+
+NO_METADATA = Metadata()
+
+
+@dataclass(frozen=True)
+class GicFile:
+    """Everything a file says.
+
+    Attributes:
+        model_id: First bytes of the hash of the weights.
+        width: Of the original image, in pixels.
+        height: Of the original image, in pixels.
+        level: Integer code of q, ``q = 2^(level / LEVELS_PER_OCTAVE)``.
+        quantizer: ``round`` or ``dither``.
+        seed: Of the dither, 0 to 2^32 - 1; 0 with ``round``.
+        tile: Side of a tile in pixels, a multiple of 64; 0 for an image coded in one piece.
+        payloads: One for each tile, row by row.
+        metadata: EXIF and ICC.
+    """
+
+    model_id: bytes
+    width: int
+    height: int
+    level: int
+    payloads: tuple[Payload, ...]
+    quantizer: Literal["round", "dither"] = "round"
+    seed: int = 0
+    tile: int = 0
+    metadata: Metadata = NO_METADATA
+
+    @property
+    def q(self) -> float:
+        """Quantisation step, for display; decoders take :func:`gic.bitstream.coder.level_value`, which is exact."""
+        return float(2.0 ** (self.level / LEVELS_PER_OCTAVE))
+
+
+def tile_count(width: int, height: int, tile: int) -> int:
+    """Number of tiles of side ``tile`` that cover an image; 1 if ``tile`` is 0."""
+    return 1 if tile == 0 else -(-width // tile) * -(-height // tile)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _pack_metadata(metadata: Metadata) -> bytes:
+    return zlib.compress(_varint(len(metadata.exif)) + metadata.exif + metadata.icc, 9)
+
+
+def pack(file: GicFile) -> bytes:
+    """Write the fields as bytes.
+
+    Raises:
+        ValueError: If a field lies outside its range; this is the encoder's mistake, not the user's.
+    """
+    _check_ranges(file)
+    flags = (
+        _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _METADATA * (file.metadata != NO_METADATA)
+    )
+    out = bytearray(_FIXED.pack(MAGIC, VERSION, flags, file.model_id))
+    out += _varint(file.width) + _varint(file.height) + struct.pack("<h", file.level)
+    if flags & _DITHER:
+        out += struct.pack("<I", file.seed)
+    if flags & _TILED:
+        out += _varint(file.tile // TILE_UNIT)
+    if flags & _METADATA:
+        metadata = _pack_metadata(file.metadata)
+        out += _varint(len(metadata)) + metadata
+    # The last payload reaches to the checksum, so that its length need not be said.
+    lengths = [length for p in file.payloads for length in (len(p.z), len(p.y))]
+    for length in lengths[:-1]:
+        out += _varint(length)
+    for payload in file.payloads:
+        out += payload.z + payload.y
+    return bytes(out + _CRC.pack(zlib.crc32(out)))
+
+
+def _check_ranges(file: GicFile) -> None:
+    if len(file.model_id) != MODEL_ID_BYTES:
+        raise ValueError(f"the model id must have {MODEL_ID_BYTES} bytes")
+    if (problem := size_problem(file.width, file.height)) is not None:
+        raise ValueError(problem)
+    if file.tile < 0 or file.tile % TILE_UNIT or not 0 <= file.seed < 1 << 32:
+        raise ValueError(f"tile {file.tile} or seed {file.seed} out of range")
+    if len(file.payloads) != tile_count(file.width, file.height, file.tile):
+        raise ValueError(f"{len(file.payloads)} payloads for {tile_count(file.width, file.height, file.tile)} tiles")
+    if len(file.metadata.exif) + len(file.metadata.icc) > MAX_METADATA:
+        raise ValueError("the metadata is too large")
+
+
+def size_problem(width: int, height: int) -> str | None:
+    """Why an image of this size cannot be stored, or None if it can."""
+    if min(width, height) < 1:
+        return f"an image of {width} x {height} pixels has no pixels"
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        return f"an image of {width} x {height} pixels is larger than the format allows"
+    return None
+
+
+class _Reader:
+    """Takes bytes from the front; running out is a :class:`FormatError`."""
+
+    def __init__(self, data: bytes, what: str = "file") -> None:
+        self.data = data
+        self.what = what
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise FormatError(f"the {self.what} is truncated: it ends before the data that its header announces")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    raise FormatError("the header is damaged: a number is not in its shortest form")
+                return value
+            shift += 7
+            if shift > 35:
+                raise FormatError("the header is damaged: a number is too long")
+
+
+def unpack(data: bytes) -> GicFile:
+    """Read the fields of a file and prove them consistent.
+
+    Args:
+        data: A whole file.
+
+    Raises:
+        FormatError: If this is no such file, or it is damaged, truncated, of another version, or has trailing bytes;
+            the text says which.
+    """
+    body = _checked_body(data)
+    reader = _Reader(body)
+    _, _, flags, model_id = _FIXED.unpack(reader.take(_FIXED.size))
+    if flags & ~(_DITHER | _TILED | _METADATA):
+        raise FormatError(f"the header is damaged: unknown flags {flags:#04x}")
+    width, height = reader.varint(), reader.varint()
+    if (problem := size_problem(width, height)) is not None:
+        raise FormatError(f"the header is damaged: {problem}")
+    (level,) = struct.unpack("<h", reader.take(2))
+    seed = struct.unpack("<I", reader.take(4))[0] if flags & _DITHER else 0
+    tile = reader.varint() * TILE_UNIT if flags & _TILED else 0
+    if flags & _TILED and not 0 < tile <= MAX_SIDE:
+        raise FormatError(f"the header is damaged: tiles of {tile} pixels")
+    metadata = _read_metadata(reader) if flags & _METADATA else NO_METADATA
+    return GicFile(
+        model_id=model_id,
+        width=width,
+        height=height,
+        level=level,
+        payloads=_read_payloads(reader, tile_count(width, height, tile)),
+        quantizer="dither" if flags & _DITHER else "round",
+        seed=seed,
+        tile=tile,
+        metadata=metadata,
+    )
+
+
+def _checked_body(data: bytes) -> bytes:
+    """The file without its checksum, which has been found right."""
+    if data[:3] != MAGIC:
+        raise FormatError("this is no .gic file: it does not begin with GIC")
+    if len(data) > 3 and data[3] != VERSION:
+        raise FormatError(f"the file has format version {data[3]}, this gic reads version {VERSION}: update gic")
+    if len(data) < _FIXED.size + _CRC.size:
+        raise FormatError(f"the file is truncated: {len(data)} bytes are less than a header")
+    body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
+    if zlib.crc32(body) != crc:
+        raise FormatError("the checksum does not match: the file is damaged, truncated or has trailing bytes")
+    return body
+
+
+def _read_metadata(reader: _Reader) -> Metadata:
+    packed = reader.take(reader.varint())
+    inflate = zlib.decompressobj()
+    try:
+        raw = inflate.decompress(packed, MAX_METADATA + 10)  # with the varint
+    except zlib.error as error:
+        raise FormatError(f"the metadata is damaged: {error}") from error
+    if not inflate.eof or inflate.unused_data:
+        raise FormatError("the metadata is damaged or too large")
+    inner = _Reader(raw, "metadata")
+    exif = inner.take(inner.varint())
+    icc = raw[inner.at :]
+    if len(exif) + len(icc) > MAX_METADATA:
+        raise FormatError("the metadata is too large")
+    return Metadata(exif, icc)
+
+
+def _read_payloads(reader: _Reader, tiles: int) -> tuple[Payload, ...]:
+    rest = len(reader.data) - reader.at
+    if 2 * tiles - 1 > rest:
+        raise FormatError(f"the file is truncated: {rest} bytes cannot hold {tiles} tiles")
+    lengths = [reader.varint() for _ in range(2 * tiles - 1)]
+    last = len(reader.data) - reader.at - sum(lengths)
+    if last < 0:
+        raise FormatError("the file is truncated: it ends before the data that its header announces")
+    lengths.append(last)
+    return tuple(Payload(reader.take(z), reader.take(y)) for z, y in zip(lengths[::2], lengths[1::2], strict=True))

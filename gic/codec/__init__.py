@@ -1,0 +1,1 @@
+"""Pictures to files and back: encoder, decoder, rate, tiles, and weights on disk."""

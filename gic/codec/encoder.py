@@ -1,0 +1,227 @@
+"""Pictures to bytes: analysed once, coded at any level (DESIGN 5, 8).
+
+pixels -> tiles -> g_a -> y -> h_a -> z (settled, gic.codec.skipped) -> exact prior -> symbols at level q -> bytes
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from gic.bitstream.coder import Prior, level_code, level_value
+from gic.bitstream.container import NO_METADATA, GicFile, Metadata, Payload, pack
+from gic.bitstream.tables import SYMBOL_MAX, dither_values
+from gic.codec.engine import Engine
+from gic.codec.rate import nearest, one_target, within
+from gic.codec.skipped import settle
+from gic.codec.tiling import HALO, Tile, tiles_of
+from gic.errors import ConfigError, ImageError
+from gic.method import sde
+from gic.pictures.load import load_rgb
+from gic.pictures.tensors import to_tensor
+
+DEFAULT_QUALITY = 50.0
+"""Quality of files where no target is named."""
+
+ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
+
+
+class Analysed(NamedTuple):
+    """What the encoder knows of a tile, whatever the level.
+
+    Attributes:
+        y: Latent, float32 (1, M, h, w), on the CPU.
+        z: Hyper-latent, int32 (1, N, h/4, w/4).
+        prior: Exact prior of y.
+        z_data: Coded z.
+    """
+
+    y: Tensor
+    z: NDArray[np.int32]
+    prior: Prior
+    z_data: bytes
+
+
+@torch.inference_mode()
+def analyse(
+    engine: Engine, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round"
+) -> list[Analysed]:
+    """Latents and priors of all tiles of an image, uint8 (3, H, W): all that any level needs.
+
+    Args:
+        engine: The model.
+        pixels: The image.
+        tile: Side of its tiles in pixels; 0 for one piece.
+        quantizer: ``round`` or ``dither``.
+
+    Raises:
+        ConfigError: If the model yields values that are not finite.
+    """
+    height, width = pixels.shape[-2:]
+    return [_analyse_tile(engine, pixels, place, quantizer) for place in tiles_of(width, height, tile)]
+
+
+def _analyse_tile(engine: Engine, pixels: Tensor, place: Tile, quantizer: Literal["round", "dither"]) -> Analysed:
+    height, width = pixels.shape[-2:]
+    stride, compressor = engine.stride, engine.model.compressor
+    rows, columns = engine.latent_size(place)
+    top, left = max(0, place.top - HALO), max(0, place.left - HALO)
+    bottom = min(height, place.top + rows * stride + HALO)
+    right = min(width, place.left + columns * stride + HALO)
+    x = pixels[:, top:bottom, left:right].to(engine.device).float()[None] / 255
+    # Repeat the last row and column until the window holds all of the tile's latents.
+    unit = compressor.multiple
+    want_h = max(-(-(bottom - top) // unit) * unit, place.top - top + rows * stride)
+    want_w = max(-(-(right - left) // unit) * unit, place.left - left + columns * stride)
+    x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
+    r, c = (place.top - top) // stride, (place.left - left) // stride
+    y = compressor.analysis(x)[:, :, r : r + rows, c : c + columns].contiguous()
+    z = torch.round(compressor.hyper_analysis(y)).cpu()
+    if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
+        raise ConfigError("the model yields values that are not finite: its weights are damaged")
+    y, z = y.cpu(), z.clamp(-SYMBOL_MAX, SYMBOL_MAX)
+    z, prior = settle(compressor, engine.coder, y, z, engine.finest, engine.coarsest, quantizer)
+    symbols = z.numpy().astype(np.int32)
+    return Analysed(y, symbols, prior, engine.coder.encode_z(symbols))
+
+
+def quality_code(engine: Engine, quality: float) -> int:
+    """Level code of a quality from 0 (``q_max``) to 100 (``q_min``).
+
+    Raises:
+        ConfigError: If the quality lies outside 0 to 100.
+    """
+    if not 0 <= quality <= 100:
+        raise ConfigError(f"quality must lie in 0 to 100, not {quality:g}")
+    return round(engine.coarsest + (engine.finest - engine.coarsest) * quality / 100)
+
+
+class Encoding:
+    """One image on its way to a file: analysed once, coded at any level.
+
+    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels, ``notes`` what was changed
+    to make 8 bit sRGB of it, see :class:`gic.pictures.load.LoadedImage`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pixels: Tensor,
+        quantizer: Literal["round", "dither"],
+        seed: int,
+        tile: int,
+        metadata: Metadata,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.engine = engine
+        self.notes = notes
+        self.height, self.width = pixels.shape[-2:]
+        self.quantizer = quantizer
+        self.seed = seed if quantizer == "dither" else 0
+        self.tile = tile
+        self.metadata = metadata
+        self.tiles = analyse(engine, pixels, tile, quantizer)
+        self.offsets = [
+            engine.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
+        ]
+
+    @property
+    def finest(self) -> int:
+        """Code of the finest level."""
+        return self.engine.finest
+
+    @property
+    def coarsest(self) -> int:
+        """Code of the coarsest level."""
+        return self.engine.coarsest
+
+    def compress(
+        self,
+        *,
+        q: float | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+        quality: float | None = None,
+    ) -> bytes:
+        """A whole ``.gic`` file at the rate named; arguments and errors are those of :meth:`ImageCodec.compress`."""
+        target = one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        if target == "q":
+            assert q is not None
+            return self.at(level_code(self.engine.model.check_level(q)))
+        if target == "bpp":
+            assert bpp is not None
+            return nearest(self, bpp * self.width * self.height / 8)
+        if target == "max_bytes":
+            assert max_bytes is not None
+            return within(self, max_bytes)
+        return self.at(quality_code(self.engine, DEFAULT_QUALITY if quality is None else quality))
+
+    def _symbols(self, index: int, code: int) -> NDArray[np.int32]:
+        tile, offsets = self.tiles[index], self.offsets[index]
+        u = 0.0 if offsets is None else torch.from_numpy(dither_values(offsets))
+        k = sde.quantize(tile.y, level_value(code), tile.prior.mu, u).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        mask = self.engine.coder.coded_mask(tile.prior, code, offsets is not None)
+        return np.where(mask, k.numpy(), 0).astype(np.int32)
+
+    def _file(self, code: int, payloads: tuple[Payload, ...]) -> GicFile:
+        return GicFile(
+            model_id=self.engine.model_id,
+            width=self.width,
+            height=self.height,
+            level=code,
+            payloads=payloads,
+            quantizer=self.quantizer,
+            seed=self.seed,
+            tile=self.tile,
+            metadata=self.metadata,
+        )
+
+    def at(self, code: int) -> bytes:
+        """The file at the level of a code."""
+        coder = self.engine.coder
+        payloads = tuple(
+            Payload(t.z_data, coder.encode_y(self._symbols(i, code), t.prior, code, self.offsets[i]))
+            for i, t in enumerate(self.tiles)
+        )
+        return pack(self._file(code, payloads))
+
+    def estimate(self, code: int) -> int:
+        """Bytes of the file at the level of a code, from the tables alone."""
+        payloads = []
+        for i, tile in enumerate(self.tiles):
+            bits = self.engine.coder.bits_y(self._symbols(i, code), tile.prior, code, self.offsets[i])
+            # The coder's state starts with 2 bytes; where nothing is coded, nothing is written.
+            payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
+        return len(pack(self._file(code, tuple(payloads))))
+
+
+def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:
+    """Pixels as uint8 (3, H, W), what is to travel beside them, and notes on what was changed."""
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ImageError(f"a tensor must have the shape (3, H, W), not {tuple(image.shape)}")
+        if image.dtype == torch.uint8:
+            return image.cpu(), NO_METADATA, ()
+        if not image.is_floating_point() or not bool(torch.isfinite(image).all()):
+            raise ImageError("a tensor must be uint8, or float in [0, 1] without NaN")
+        return torch.round(image.detach().float().cpu().clamp(0, 1) * 255).to(torch.uint8), NO_METADATA, ()
+    if not isinstance(image, (bytes, str, Path, Image.Image)) and not hasattr(image, "read"):
+        raise ImageError(
+            "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), "
+            f"not {type(image).__name__}"
+        )
+    loaded = load_rgb(image, keep_profile=keep_metadata)
+    metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA
+    return to_tensor(loaded.image), metadata, loaded.notes

@@ -1,0 +1,198 @@
+"""Pictures to ``.gic`` files and back: what people call (DESIGN 5, 7, 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gic.bitstream.container import MAX_METADATA, TILE_UNIT, GicFile, size_problem, unpack
+from gic.codec.decoder import Decoding, Latent
+from gic.codec.encoder import Encoding, ImageLike, read_pixels
+from gic.codec.engine import Engine, check_seed
+from gic.codec.rate import one_target
+from gic.codec.tiling import Tile, piece_problem, tile_side
+from gic.errors import ConfigError, FormatError, ImageError
+from gic.method.samplers import Sampler, reverse, sampler_of
+from gic.models.reverse import denoiser
+from gic.pictures.tensors import to_image
+
+
+class ImageCodec(Engine):
+    """Compresses images to ``.gic`` files and back with one set of weights.
+
+    Args:
+        model: A trained codec.
+        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
+
+    Example:
+        >>> codec = gic.load("weights.safetensors")  # doctest: +SKIP
+        >>> data = codec.compress("photo.png", bpp=0.25)  # doctest: +SKIP
+        >>> codec.decompress(data, realism=0.8).save("decoded.png")  # doctest: +SKIP
+    """
+
+    # --- encoding -------------------------------------------------------------------------------------------------
+
+    def compress(
+        self,
+        image: ImageLike,
+        *,
+        q: float | None = None,
+        bpp: float | None = None,
+        max_bytes: int | None = None,
+        quality: float | None = None,
+        quantizer: Literal["round", "dither"] | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        keep_metadata: bool = False,
+    ) -> bytes:
+        """Compress one image; name at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
+
+        Args:
+            image: A path, bytes or open file of any picture Pillow reads, a Pillow image, a tensor (3, H, W), uint8
+                or float in [0, 1], or an array (H, W, 3) uint8.
+            q: Quantisation step, within the model's range.
+            bpp: Target, in bits of the file per pixel of the image; the level that comes nearest is taken.
+            max_bytes: Largest size of the file, in bytes; never exceeded.
+            quality: 0 (smallest) to 100 (finest), linear in log q; 50 if nothing is named.
+            quantizer: ``round`` or ``dither``, the model's default if left out.
+            seed: Of the dither, 0 to 2^32 - 1.
+            tile: Side of tiles in pixels, a multiple of 64 up to 2048; 0 forces one piece; chosen by size if left out.
+            keep_metadata: Keep EXIF and the ICC profile in the file.
+
+        Returns:
+            A whole ``.gic`` file.
+
+        Raises:
+            ConfigError: If settings contradict each other, or the target cannot be reached with this model.
+            ImageError: If the image cannot be read.
+        """
+        one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)  # before the work
+        encoding = self.encoding(image, quantizer=quantizer, seed=seed, tile=tile, keep_metadata=keep_metadata)
+        return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+
+    def encoding(
+        self,
+        image: ImageLike,
+        *,
+        quantizer: Literal["round", "dither"] | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        keep_metadata: bool = False,
+    ) -> Encoding:
+        """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
+        pixels, metadata, notes = read_pixels(image, keep_metadata)
+        height, width = pixels.shape[-2:]
+        if (problem := size_problem(width, height)) is not None:
+            raise ImageError(problem)
+        tile = tile_side(width, height) if tile is None else tile
+        if tile < 0 or tile % TILE_UNIT:
+            raise ConfigError(f"the side of tiles must be a multiple of {TILE_UNIT}, not {tile}")
+        if (problem := piece_problem(width, height, tile)) is not None:
+            raise ConfigError(problem)
+        quantizer = quantizer or self.model.quantizer
+        if quantizer not in ("round", "dither"):
+            raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
+        if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
+            raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
+        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes)
+
+    # --- decoding -------------------------------------------------------------------------------------------------
+
+    def decompress(
+        self,
+        data: bytes,
+        *,
+        realism: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Image.Image:
+        """Decompress one file to a Pillow image, with the metadata the file carries in ``info``.
+
+        Args:
+            data: A whole ``.gic`` file.
+            realism: r in [0, 1]: 0 is closest to the original, 1 looks most like a photograph; 1 if left out.
+            steps: Steps of the reverse flow, the model's default if left out.
+            sampler: Sampler of the reverse flow, for example ``heun`` or ``sde(alpha=0.3)``, see
+                :mod:`gic.method.samplers`; the model's default if left out.
+            seed: Of stochastic samplers; files decode alike with the same seed.
+            progress: Called with the number of finished tiles and of all tiles.
+
+        Raises:
+            FormatError: If the file is damaged or was made with other weights.
+            ConfigError: If a setting lies outside its range.
+        """
+        file = self.open(data)
+        image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
+        if file.metadata.icc:
+            image.info["icc_profile"] = file.metadata.icc
+        if file.metadata.exif:
+            image.info["exif"] = file.metadata.exif
+        return image
+
+    def decompress_tensor(
+        self,
+        data: bytes,
+        *,
+        realism: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU."""
+        return self._decode(self.open(data), realism, steps, sampler, seed, None)
+
+    def _decode(
+        self,
+        file: GicFile,
+        realism: float | None,
+        steps: int | None,
+        sampler: str | Sampler | None,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        r = 1.0 if realism is None else realism
+        if not 0 <= r <= 1:
+            raise ConfigError(f"realism must lie in [0, 1], not {r:g}")
+        if steps is not None and steps < 1:
+            raise ConfigError(f"steps must be at least 1, not {steps}")
+        way_back = self.model.sampler if sampler is None else sampler_of(sampler)
+        check_seed(seed)
+
+        def reconstruct(latents: Latent, place: Tile) -> Tensor:
+            y_hat = reverse(
+                denoiser(self.model.reverse, latents.mu, latents.sigma, r),
+                latents.y_q,
+                latents.q,
+                realism=r,
+                steps=steps or self.model.steps,
+                sampler=way_back,
+                rho=self.model.rho,
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column),
+            )
+            return self.model.compressor.synthesise(y_hat, r)
+
+        return Decoding(self, file, reconstruct, progress).run()
+
+    def open(self, data: bytes) -> GicFile:
+        """Read a file's fields and prove that it was made with this model at a level it knows.
+
+        Raises:
+            FormatError: If not.
+        """
+        file = unpack(data)
+        if file.model_id != self.model_id:
+            raise FormatError(
+                f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
+                "name the weights it was made with"
+            )
+        if not self.finest <= file.level <= self.coarsest:
+            raise FormatError(f"the header is damaged: level {file.level} lies outside the model's range")
+        if (problem := piece_problem(file.width, file.height, file.tile)) is not None:
+            raise FormatError(f"the header is damaged: {problem}")
+        return file

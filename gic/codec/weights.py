@@ -1,0 +1,309 @@
+"""Weights on disk: reading Lightning checkpoints and safetensors, writing safetensors that describe themselves.
+
+A weights file holds the codec's parameters and, in its metadata, the ``class_path`` / ``init_args`` tree that rebuilds
+it. Nothing of a file is executed or imported: only known classes are built (:mod:`gic.codec.description`), or the
+user's own where their package is trusted, and nothing is unpickled but tensors and plain containers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gic.codec import description
+from gic.codec.description import first_line
+from gic.codec.image_codec import ImageCodec
+from gic.errors import ConfigError
+from gic.files import replacing
+from gic.models.codec import Codec
+from gic.version import __version__
+
+PREFIX = "codec."
+
+
+class Weights(NamedTuple):
+    """A codec on disk.
+
+    Attributes:
+        state: Parameters by name.
+        config: ``class_path`` / ``init_args`` tree of the codec.
+        provenance: Free-form facts: version, step, data, command.
+    """
+
+    state: dict[str, Tensor]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a Lightning checkpoint (``.ckpt``) or a weights file (``.safetensors``).
+
+    Raises:
+        ConfigError: If the file is missing, is neither, or does not hold a gic codec.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no checkpoint {path}: name an existing .ckpt or .safetensors file")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_lightning(path)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(metadata["gic"])
+        return Weights(state, _mapping(about["config"]), _mapping(about.get("provenance", {})))
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} holds no description of a gic codec in its metadata") from error
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError("no mapping")
+    return dict(value)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read all of a Lightning checkpoint, on the CPU; it can hold tensors and plain values, and nothing of it is run.
+
+    Raises:
+        ConfigError: If it cannot be read, or holds anything else.
+    """
+    path = Path(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for files it cannot read
+        reason = first_line(error)
+        if path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), or it is cut short"
+        elif "eights only load failed" in reason:
+            # The rest of torch's text tells how to read the file all the same.
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it holds more than tensors and plain values{f', {named[1]}' if named else ''}: refused"
+        raise ConfigError(f"{path} cannot be read as a checkpoint: {reason}") from error
+    if not isinstance(checkpoint, dict):
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def _read_lightning(path: Path) -> Weights:
+    checkpoint = read_checkpoint(path)
+    try:
+        config = _mapping(checkpoint["hyper_parameters"]["codec"])
+        state = {n[len(PREFIX) :]: t for n, t in _mapping(checkpoint["state_dict"]).items() if n.startswith(PREFIX)}
+    except KeyError as error:
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: {error} is missing") from error
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: it is laid out otherwise") from error
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ConfigError(f"{path} is no checkpoint of a gic codec: {name} is no tensor")
+    return Weights(state, config, {"step": checkpoint.get("global_step")})
+
+
+def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> dict[str, Any]:
+    """What measuring a checkpoint takes from it: codec, levels, realism, metrics and lambda_0, each checked.
+
+    Returns:
+        Settings of :class:`gic.training.module.LitCodec`, those that the checkpoint has.
+
+    Raises:
+        ConfigError: If it cannot be read, or one of them is not what it should be.
+    """
+    weights, given = read_weights(path), read_checkpoint(path)["hyper_parameters"]
+    settings: dict[str, Any] = {"codec": _described(path, weights.config, trust).tree()}
+    for name, kinds in (("levels", (int, float)), ("realism", (int, float)), ("metrics", (str,))):
+        if name not in given:
+            continue
+        values = given[name]
+        if not isinstance(values, (list, tuple)) or not all(_is_plain(value, kinds) for value in values):
+            raise ConfigError(f"{path} does not say which {name} to measure: {name} must be a list of plain values")
+        settings[name] = list(values)
+    objective = given.get("objective")
+    arguments = objective.get("init_args") if isinstance(objective, Mapping) else None
+    if isinstance(arguments, Mapping) and "lambda_0" in arguments:
+        if not _is_plain(arguments["lambda_0"], (int, float)):
+            raise ConfigError(f"{path} does not say what distortion weighs: lambda_0 must be a number")
+        settings["objective"] = {
+            "class_path": "gic.training.objective.Objective",
+            "init_args": {"lambda_0": arguments["lambda_0"]},
+        }
+    return settings
+
+
+def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
+    return type(value) in kinds and (isinstance(value, str) or math.isfinite(value))
+
+
+def load_codec_state(path: str | Path) -> dict[str, Tensor]:
+    """Parameters of the codec in a checkpoint or weights file to train on from, float32.
+
+    Constants that files of earlier versions hold (``*.bound``) are left out: training takes those of the code.
+    """
+    state = read_weights(path).state
+    return {name: tensor.float() for name, tensor in state.items() if not name.endswith(".bound")}
+
+
+def build_codec(config: Mapping[str, Any], trust: str | Sequence[str] = ()) -> Codec:
+    """Build an untrained codec from its ``class_path`` / ``init_args`` tree.
+
+    Args:
+        config: The tree.
+        trust: Top-level packages whose classes may be imported, beside those of gic.
+
+    Raises:
+        ConfigError: If the tree names another class or does not describe a codec.
+    """
+    return description.build(description.check(config, Codec, "codec", trust), Codec)
+
+
+def _described(path: str | Path, config: Mapping[str, Any], trust: str | Sequence[str]) -> description.Network:
+    try:
+        return description.check(config, Codec, "codec", trust)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def load_codec(path: str | Path, trust: str | Sequence[str] = ()) -> Codec:
+    """Rebuild a trained codec from a checkpoint or weights file, float32, in evaluation mode, on the CPU.
+
+    Args:
+        path: The file.
+        trust: Top-level packages whose classes the file may name, beside those of gic.
+
+    Raises:
+        ConfigError: If the file cannot be read, names other classes, or its parameters do not fit its description.
+    """
+    return _rebuilt(path, read_weights(path), trust)
+
+
+def _rebuilt(path: str | Path, weights: Weights, trust: str | Sequence[str]) -> Codec:
+    network = _described(path, weights.config, trust)
+    try:
+        codec = description.build(network, Codec)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    try:
+        codec.load_state_dict({name: tensor.float() for name, tensor in weights.state.items()})
+    except RuntimeError as error:
+        problems = " ".join(" ".join(line.split()) for line in str(error).splitlines()[1:])
+        problems = problems if len(problems) <= 300 else problems[:300] + " ..."
+        raise ConfigError(f"the parameters in {path} do not fit the codec it describes: {problems}") from error
+    return codec.eval()
+
+
+def save_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a weights file, whole or not at all.
+
+    Args:
+        path: Where to; ends in ``.safetensors``.
+        state: Parameters by name.
+        config: ``class_path`` / ``init_args`` tree of the codec.
+        provenance: Facts about the training, kept in the metadata.
+        dtype: Type the parameters are stored in.
+
+    Raises:
+        ConfigError: If a parameter is not finite, or too large for ``dtype``.
+    """
+    about = json.dumps({"config": dict(config), "provenance": dict(provenance or {})}, sort_keys=True)
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            if not bool(torch.isfinite(state[name]).all()):
+                raise ConfigError(f"the parameter {name} is not finite: these weights are damaged, nothing is written")
+            largest = float(state[name].detach().abs().max())
+            raise ConfigError(
+                f"the parameter {name} reaches {largest:g}, which {str(dtype).removeprefix('torch.')} cannot hold: "
+                "nothing is written"
+            )
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"gic": about})
+
+
+def export_checkpoint(
+    checkpoint: str | Path, output: str | Path, note: str | None = None, trust: str | Sequence[str] = ()
+) -> None:
+    """Write the codec of a checkpoint as a weights file, whole or not at all.
+
+    Args:
+        checkpoint: Training checkpoint.
+        output: Weights file, ``.safetensors``.
+        note: Where the weights come from, kept in the file.
+        trust: Top-level packages whose classes the checkpoint may name, beside those of gic.
+
+    Raises:
+        ConfigError: If the checkpoint cannot be read, or its parameters are not those of its codec.
+    """
+    weights = read_weights(checkpoint)
+    about = {**weights.provenance, "gic": __version__, "torch": str(torch.__version__)}
+    # Not the checkpoint's own: older ones hold constants beside the parameters.
+    state = _rebuilt(checkpoint, weights, trust).state_dict()
+    save_weights(output, state, weights.config, about | ({"note": note} if note else {}))
+
+
+CHECKPOINT_VARIABLE = "GIC_CHECKPOINT"
+PACKAGED = Path(__file__).parents[1] / "weights"
+
+
+def default_checkpoint() -> Path:
+    """Weights to use when none are named: those of the environment variable, else those in the package.
+
+    Raises:
+        ConfigError: If there are none; the text says how to get some.
+    """
+    named = os.environ.get(CHECKPOINT_VARIABLE)
+    if named:
+        return Path(named)
+    return shipped_weights()
+
+
+def shipped_weights() -> Path:
+    """Weights that come with the package.
+
+    Raises:
+        ConfigError: If there are none; the text says how to get some.
+    """
+    shipped = sorted(PACKAGED.glob("*.safetensors"))
+    if not shipped:
+        raise ConfigError(
+            "this installation has no weights of its own: name a checkpoint (--checkpoint FILE, or the environment "
+            f"variable {CHECKPOINT_VARIABLE}), or train one: gic fit --config configs/base.yaml"
+        )
+    return shipped[-1]
+
+
+def load(checkpoint: str | Path | None = None, device: str = "auto", trust: str | Sequence[str] = ()) -> ImageCodec:
+    """Make a codec of trained weights.
+
+    Args:
+        checkpoint: Training checkpoint (``.ckpt``) or weights file (``.safetensors``); by default the file that the
+            environment variable GIC_CHECKPOINT names, else the weights in the package.
+        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ...
+        trust: Packages of your own whose classes the file may name; nothing else that it names is imported.
+
+    Raises:
+        ConfigError: If there are no weights or they cannot be used.
+    """
+    return ImageCodec(load_codec(default_checkpoint() if checkpoint is None else checkpoint, trust), device)

@@ -1,0 +1,60 @@
+"""``gic compress``: pictures to ``.gic`` files at any rate."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from gic.bitstream.container import SUFFIX, unpack
+from gic.commands.jobs import (
+    Job,
+    add_codec,
+    add_files,
+    load_codec,
+    plan_jobs,
+    read,
+    run_jobs,
+    write,
+)
+from gic.errors import ConfigError
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of ``gic compress``."""
+    add_files(parser, "pictures: files, folders, patterns, or - for standard input", "PICTURE" + SUFFIX)
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--q", type=float, metavar="STEP", help="quantisation step, within the model's range")
+    rate.add_argument("--bpp", type=float, metavar="BITS", help="bits per pixel to aim at")
+    rate.add_argument("--max-bytes", type=int, metavar="N", help="largest file size in bytes, never exceeded")
+    rate.add_argument("--quality", type=float, metavar="0..100", help="0 smallest, 100 finest (50 if nothing is named)")
+    parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
+    parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
+    parser.add_argument("--keep-metadata", action="store_true", help="keep EXIF and the ICC profile in the file")
+    add_codec(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run ``gic compress``; returns the exit code."""
+    from gic.pictures.find import find_images
+
+    jobs = plan_jobs(args.inputs, args.output, SUFFIX, find_images)
+    codec = load_codec(args)
+
+    def one(job: Job) -> str:
+        if job.target is not None and job.target.suffix != SUFFIX and _is_picture_suffix(job.target.suffix):
+            raise ConfigError(f"{job.target} would not be what its suffix says: use {job.target.with_suffix(SUFFIX)}")
+        encoding = codec.encoding(
+            read(job.source), quantizer=args.quantizer, seed=args.seed, keep_metadata=args.keep_metadata
+        )
+        data = encoding.compress(q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality)
+        write(job.target, data)
+        file = unpack(data)
+        rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
+        return "; ".join([f"{len(data)} bytes, {rate}, q {file.q:.3f}", *encoding.notes])
+
+    return run_jobs(jobs, one, args.overwrite)
+
+
+def _is_picture_suffix(suffix: str) -> bool:
+    from PIL import Image
+
+    return suffix.lower() in Image.registered_extensions()

@@ -1,0 +1,77 @@
+"""``gic decompress``: ``.gic`` files to pictures."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from gic.bitstream.container import SUFFIX
+from gic.commands.jobs import (
+    Job,
+    add_codec,
+    add_files,
+    find_gic_files,
+    load_codec,
+    plan_jobs,
+    read,
+    run_jobs,
+    write,
+)
+from gic.errors import ConfigError
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Options of ``gic decompress``."""
+    add_files(parser, f"{SUFFIX} files, folders, patterns, or - for standard input", "FILE.png")
+    parser.add_argument(
+        "--realism", type=float, metavar="0..1", help="0: closest to the original; 1: most like a photograph (default)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the reverse flow (default: the model's)")
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="of the reverse flow: mean, euler, heun, sde, restart, with parameters if need be, as 'sde(alpha=0.3)' "
+        "(default: the model's)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of stochastic samplers (default 0)")
+    add_codec(parser)
+
+
+def run(args: Namespace) -> int:
+    """Run ``gic decompress``; returns the exit code."""
+    from gic.codec.description import named_sampler
+
+    jobs = plan_jobs(args.inputs, args.output, ".png", find_gic_files)
+    codec = load_codec(args)
+    sampler = None if args.sampler is None else named_sampler(args.sampler, args.trust)
+
+    def one(job: Job) -> str:
+        kind = _picture_format(job.target)
+        image = codec.decompress(
+            read(job.source), realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed
+        )
+        write(job.target, _encode_picture(image, kind))
+        return f"{image.width} x {image.height} pixels"
+
+    return run_jobs(jobs, one, args.overwrite)
+
+
+def _picture_format(target: Path | None) -> str:
+    """Pillow's name for the format of the target's suffix, PNG for standard output."""
+    from PIL import Image
+
+    suffix = ".png" if target is None else target.suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind is None or kind not in Image.SAVE:
+        raise ConfigError(f"{target}: the suffix {suffix!r} names no picture format that can be written; use .png")
+    return str(kind)
+
+
+def _encode_picture(image: Any, kind: str) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
+    image.save(buffer, kind, **kept)
+    return buffer.getvalue()

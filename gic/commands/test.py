@@ -1,0 +1,59 @@
+"""``gic test``: measures weights on real files, beside other codecs; see :mod:`gic.benchmark.benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser, Namespace
+
+from gic.benchmark.benchmark import (
+    Benchmark,
+    FabricTeam,
+)
+from gic.configs import PlainErrors, expand_configs
+from gic.devices import check_accelerator
+from gic.errors import require
+from gic.names import TRUST_HELP
+
+
+class Parser(PlainErrors, ArgumentParser):
+    """Says what is wrong in a line."""
+
+    speaker = "gic test"
+
+
+def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """Read the words after ``gic test``."""
+    parser = Parser(
+        prog="gic test",
+        description="Measure a checkpoint on real files, beside other codecs: curves, BD-rates and a report.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file; it may say `extends: other.yaml`")
+    parser.add_argument("--ckpt_path", type=str | None, help=".ckpt or .safetensors (default: the installation's own)")
+    parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
+    parser.add_class_arguments(Benchmark, None, sub_configs=False)
+    parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")
+    parser.add_argument("--devices", type=int | str, default=1, help="processes on each node; auto takes every GPU")
+    parser.add_argument("--num_nodes", type=int, default=1, help="machines")
+    return parser, parser.parse_args(expand_configs(argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run ``gic test``; returns the exit code."""
+    require("lightning")
+    from lightning.fabric import Fabric
+
+    parser, args = parse(argv)
+    made = parser.instantiate(args)
+    values = dict(made.as_dict())
+    launch = {name: values.pop(name) for name in ("accelerator", "devices", "num_nodes")}
+    launch["accelerator"] = check_accelerator(launch["accelerator"])
+    checkpoint = values.pop("ckpt_path")
+    trust = values.pop("trust")
+    values.pop("config", None)
+    benchmark = Benchmark(**values)
+    many = launch["devices"] != 1 or launch["num_nodes"] != 1
+    fabric = Fabric(**launch, strategy="ddp" if many else "auto")
+    fabric.launch()
+    benchmark.run(FabricTeam(fabric), ["gic", "test", *argv], checkpoint, trust)
+    return 0

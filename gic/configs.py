@@ -1,0 +1,79 @@
+"""Configs that extend other configs, and how command lines say what is wrong with them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from gic.errors import ConfigError
+from gic.names import OLD_NAMES, current
+
+EXTENDS = "extends"
+
+
+def expand_configs(argv: Sequence[str]) -> list[str]:
+    """Put the configs that a config ``extends`` in front of it.
+
+    A config may say ``extends: other.yaml`` (or a list), relative to itself. What it sets overrides what they set.
+    Names that classes had in earlier versions are brought up to date, in configs and on the command line.
+
+    Args:
+        argv: Words of the command line.
+
+    Returns:
+        The words with each ``--config FILE`` preceded by the files it extends, and the key ``extends`` taken out.
+
+    Raises:
+        ConfigError: If a file is missing, is no YAML mapping, or extends itself.
+    """
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("--config", "-c") and rest:
+            words += _expand(Path(rest.pop(0)), ())
+        elif word.startswith("--config="):
+            words += _expand(Path(word.partition("=")[2]), ())
+        else:
+            name, equals, value = word.rpartition("=")
+            words.append(name + equals + OLD_NAMES.get(value, value))
+    return words
+
+
+def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
+    resolved = path.resolve()
+    if resolved in above:
+        raise ConfigError(f"{path} extends itself, by way of {' -> '.join(p.name for p in above)}")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"the config {path} must be a YAML mapping")
+    as_written = data
+    data = current(data)
+    parents = data.pop(EXTENDS, None)
+    if parents is None and data == as_written:
+        return ["--config", str(path)]
+    parents = [parents] if isinstance(parents, str) else parents or []
+    words = [word for parent in parents for word in _expand(path.parent / parent, (*above, resolved))]
+    return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
+
+
+class PlainErrors:
+    """For a parser of jsonargparse: says what is wrong without the pages of usage before it."""
+
+    speaker = "gic"
+    """Who says so."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message and stop."""
+        print(f"{self.speaker}: {message}", file=sys.stderr)
+        print(f"{self.speaker}: --print_config shows every setting, --help explains them", file=sys.stderr)
+        sys.exit(2)

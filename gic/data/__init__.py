@@ -1,0 +1,1 @@
+"""Pictures for training and evaluation: shards, streams, loaders."""

@@ -1,0 +1,376 @@
+"""Pictures for training and evaluation, from WebDataset shards or plain folders.
+
+A shard is a tar file whose members are images (and anything else, which is passed over); see :mod:`gic.data.reading`
+and :mod:`gic.data.stream`. This module makes loaders of the streams and hands them to Lightning.
+
+::
+
+    expand_shards -> TrainStream (in each worker) -> TrainLoader (per rank) --.
+                     EvalImages  (in each worker) -> DataLoader  (per rank) ---+-> ImageData
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader, IterableDataset
+
+from gic.data.reading import PATIENT, expand_shards
+from gic.data.remote import Remote
+from gic.data.stream import (
+    EvalImages,
+    EvalItem,
+    StreamFailure,
+    TrainBatch,
+    TrainStream,
+    check_settings,
+    outlast_signals,
+)
+from gic.data.synthetic import ensure_synthetic_shards
+from gic.errors import DataError
+
+_DEATHS = 3  # of workers without a batch between them, after which a run gives up
+
+
+class WorkerDiedError(DataError):
+    """A worker process was killed, most often for want of memory."""
+
+
+class Workers(DataLoader[Any]):
+    """A DataLoader of whole items whose workers outlast a signal to the run, and whose end is a clear error.
+
+    A scheduler sends its signals to every process. PyTorch's workers would die of them, while the run needs a few more
+    batches to come to a stop in good order.
+    """
+
+    def __init__(self, dataset: IterableDataset[Any], **options: Any) -> None:
+        # The default generator is the model's: its numbers would be used up.
+        options = {"batch_size": None, "generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
+        super().__init__(dataset, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the items.
+
+        Raises:
+            WorkerDiedError: If a worker was killed.
+        """
+        before: Any = signal.getsignal(signal.SIGCHLD)
+        if before is None or getattr(before, "__module__", None) == "torch.utils.data._utils.signal_handling":
+            before = signal.SIG_DFL
+        batches = super().__iter__()
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch has the death of a worker raise an error wherever the run happens to be, in the middle of an
+            # optimiser step perhaps; without its handler it is noticed here, within five seconds.
+            signal.signal(signal.SIGCHLD, before)
+        try:
+            yield from batches
+        except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
+            text = str(error)
+            # The latter three come of an item that was on its way from the worker when that was killed.
+            died = text.startswith("DataLoader worker (pid") or not isinstance(error, RuntimeError)
+            if self.num_workers == 0 or not died or text.startswith("Caught "):
+                raise
+            raise WorkerDiedError(
+                f"a process that reads images was killed ({text.split(': ')[-1].strip() or type(error).__name__}): if "
+                "the machine runs out of memory, use fewer of them (--data.num_workers) or a smaller shuffle_buffer"
+            ) from error
+
+
+class TrainLoader:
+    """Iterates over a :class:`TrainStream` epoch by epoch, with workers, from wherever a run was left.
+
+    Each iteration is the next epoch; its workers are started with the number of the epoch, so that every
+    epoch has its own order. It is no DataLoader but has one, since a DataLoader over an iterable dataset
+    has no length without warnings.
+
+    Lightning's fit loop (2.6) is relied on for this: it asks for no batch before the first one is needed
+    (so an iterator that is made and dropped costs nothing); having a length, it fetches nothing ahead, so
+    that what was yielded was used; after a restart within an epoch it counts on from the batches that it
+    had, so that the length stays that of a full epoch while only the rest is to be yielded. In one case the
+    epochs shift: of a checkpoint saved after ``max_steps`` had ended a fit within an epoch, Lightning holds
+    that epoch for done and begins the next; the data go on where they were, and that epoch is their rest.
+
+    When a worker is killed all are started again where the run is, with a warning, and the batches stay the same.
+
+    Args:
+        stream: The batches of this rank.
+        num_workers: Worker processes; 0 reads in this process, with the same result as 1.
+        pin_memory: Whether to put batches into page-locked memory.
+        multiprocessing_context: How to start workers, for example ``"spawn"``; None for the default.
+        trainer: Told from it: whether the last batch was used, and whether it cuts epochs short.
+        same_epoch: Whether to repeat epoch 0 again and again, for overfitting on purpose.
+    """
+
+    def __init__(
+        self,
+        stream: TrainStream,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        multiprocessing_context: str | None = None,
+        trainer: lightning.Trainer | None = None,
+        same_epoch: bool = False,
+    ) -> None:
+        self.stream = stream
+        self.num_workers = num_workers
+        self._trainer = trainer
+        self._same_epoch = same_epoch
+        self._loader = Workers(
+            stream, num_workers=num_workers, pin_memory=pin_memory, multiprocessing_context=multiprocessing_context
+        )
+        self._epoch = 0
+        self._batches = 0  # of the epoch, yielded so far
+        self._begun = False  # whether an iteration has begun at (epoch, batches)
+
+    def __len__(self) -> int:
+        return self.stream.batches_per_epoch
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        # A generator: nothing happens until the first batch is asked for.
+        if self._begun:  # an epoch that was left early is over too
+            self._epoch, self._batches = self._epoch + 1, 0
+        self._begun = True
+        self.stream.epoch = 0 if self._same_epoch else self._epoch
+        self.stream.batches_done = self._batches
+        batches = iter(self._loader)
+        deaths = 0
+        while self._batches < len(self):
+            try:
+                batch = next(batches, None)
+                deaths = 0
+            except WorkerDiedError as error:
+                deaths += 1
+                if deaths == _DEATHS:
+                    raise
+                warnings.warn(f"{error}; starting anew from batch {self._batches}", stacklevel=2)
+                self.stream.batches_done = self._batches
+                batches = iter(self._loader)
+                continue
+            if isinstance(batch, StreamFailure):
+                raise DataError(batch.message)
+            if batch is None:
+                raise RuntimeError("the training stream ended before its epoch did")
+            self._batches += 1
+            if self._batches == len(self):
+                del batches  # stops the workers now, not after the validation that may follow
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where to go on: number of the epoch, and batches of it that were used."""
+        epoch, batches, length = self._epoch, self._batches, float(len(self))
+        if self._trainer is not None:
+            progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+            batches -= progress.ready - progress.processed  # 1 while a batch is in training_step, else 0
+            length = min(length, self._trainer.num_training_batches)
+        if batches >= length:
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on where ``state`` was taken."""
+        self._epoch, self._batches, self._begun = state["epoch"], state["batches"], False
+        if self._batches >= len(self):  # epochs are shorter now
+            self._epoch, self._batches = self._epoch + 1, 0
+
+
+class ImageData(lightning.LightningDataModule):
+    """Training and validation images.
+
+    Training batches are :class:`TrainBatch`, evaluation items :class:`EvalItem`. A checkpoint holds how far
+    training has come in the data, and a run resumed from it sees exactly the batches that an uninterrupted
+    run would have seen, wherever the checkpoint was taken. What passes for used are batches, whatever
+    ``accumulate_grad_batches`` is.
+
+    Args:
+        train: Shards, as :func:`expand_shards` takes them; None for synthetic images, which are made in
+            ``synthetic_dir`` at first use.
+        val: Shards, files or folders, as :class:`EvalImages` takes them; None for synthetic images.
+        synthetic_dir: Folder for the shards of synthetic images.
+        crop_size: Side of the training crops in pixels.
+        batch_size: Crops per batch and rank.
+        cuda_batch_size: The same where the run is on CUDA devices; None for ``batch_size``.
+        batches_per_epoch: Batches per epoch and rank.
+        scale_range: Smallest and largest factor that training images are scaled by before the crop.
+        flip: Whether to mirror half of the training crops.
+        shuffle_buffer: Encoded samples that each worker holds to draw from.
+        num_workers: Worker processes per rank and loader; 0 reads in the training process.
+        val_limit: Use this many of the validation images; None for all.
+        seed: Seed of the order and of the crops; None for the one of ``seed_everything``, or else 0.
+        max_bad_fraction: Share of unusable training samples above which training stops.
+        cache_mb: Megabytes of decoded training pictures that each worker keeps: half the work of a crop, where the
+            pictures are few and the GPU is fast.
+        remote: How shards are read over the network: patience and cache.
+
+    Raises:
+        ConfigError: If a setting lies outside its range.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] | None = None,
+        val: str | list[str] | None = None,
+        *,
+        synthetic_dir: str = "data/synthetic",
+        crop_size: int = 256,
+        batch_size: int = 8,
+        cuda_batch_size: int | None = None,
+        batches_per_epoch: int = 1000,
+        scale_range: tuple[float, float] = (0.5, 1.0),
+        flip: bool = True,
+        shuffle_buffer: int = 256,
+        num_workers: int = 2,
+        val_limit: int | None = None,
+        seed: int | None = None,
+        max_bad_fraction: float = 0.05,
+        cache_mb: int = 0,
+        remote: Remote = PATIENT,
+    ) -> None:
+        super().__init__()
+        check_settings(
+            crop_size=crop_size,
+            batch_size=batch_size,
+            cuda_batch_size=cuda_batch_size,
+            batches_per_epoch=batches_per_epoch,
+            scale_range=scale_range,
+            shuffle_buffer=shuffle_buffer,
+            num_workers=num_workers,
+            val_limit=val_limit,
+            seed=seed,
+            max_bad_fraction=max_bad_fraction,
+            cache_mb=cache_mb,
+        )
+        self.train = train
+        self.val = val
+        self.synthetic_dir = Path(synthetic_dir)
+        self.crop_size = crop_size
+        self.batch_size = batch_size
+        self.cuda_batch_size = cuda_batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.scale_range = scale_range
+        self.flip = flip
+        self.shuffle_buffer = shuffle_buffer
+        self.num_workers = num_workers
+        self.val_limit = val_limit
+        self.seed = seed
+        self.max_bad_fraction = max_bad_fraction
+        self.cache_mb = cache_mb
+        self.remote = remote
+        self._loader: TrainLoader | None = None
+        self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
+
+    def prepare_data(self) -> None:
+        """Make the synthetic images, unless they are there or not needed; called on one rank per node."""
+        if self.train is None or self.val is None:
+            ensure_synthetic_shards(self.synthetic_dir)
+
+    def setup(self, stage: str) -> None:
+        """Look for the files before anything slow begins.
+
+        Raises:
+            DataError: If shards or images are missing.
+        """
+        if stage == "fit":
+            self._loader = None  # a new run begins with epoch 0, or where load_state_dict says
+            expand_shards(self._source("train"))
+        self._images()
+
+    def train_dataloader(self) -> TrainLoader:
+        """Training batches of this rank, from where a loaded state left off."""
+        rank, world_size = self._process()
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        loader = TrainLoader(
+            TrainStream(
+                expand_shards(self._source("train")),
+                crop_size=self.crop_size,
+                batch_size=(self.cuda_batch_size if on_cuda else None) or self.batch_size,
+                batches_per_epoch=self.batches_per_epoch,
+                scale_range=self.scale_range,
+                flip=self.flip,
+                shuffle_buffer=self.shuffle_buffer,
+                seed=self._seed(),
+                rank=rank,
+                world_size=world_size,
+                max_bad_fraction=self.max_bad_fraction,
+                cache_mb=self.cache_mb,
+                remote=self.remote,
+            ),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            trainer=self.trainer,
+            same_epoch=getattr(self.trainer, "overfit_batches", 0) > 0,
+        )
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+            self._warn_of_changes(self._resume.get("settings", {}), _settings(loader))
+            self._resume = None
+        elif self._loader is not None:  # Lightning asks again: reload_dataloaders_every_n_epochs
+            loader.load_state_dict(self._loader.state_dict())
+        self._loader = loader
+        return loader
+
+    def val_dataloader(self) -> DataLoader[EvalItem]:
+        """Validation images of this rank, one by one."""
+        return Workers(self._images(), num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far training has come in the data; the same on every rank."""
+        if self._loader is None:
+            return dict(self._resume or {})
+        return {**self._loader.state_dict(), "settings": _settings(self._loader)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on where ``state_dict`` was taken."""
+        self._resume = dict(state_dict) or None
+
+    def _source(self, split: str) -> str | list[str]:
+        """What the split reads, with the defaults filled in."""
+        source: str | list[str] | None = getattr(self, split)
+        if source is not None:
+            return source
+        shards = sorted(str(path) for path in self.synthetic_dir.glob(f"{split}-*.tar"))
+        if not shards:
+            raise DataError(f"there are no synthetic images in {self.synthetic_dir}: call prepare_data() first")
+        return shards
+
+    def _images(self) -> EvalImages:
+        rank, world_size = self._process()
+        source = self._source("val")
+        return EvalImages(source, limit=self.val_limit, rank=rank, world_size=world_size, remote=self.remote)
+
+    def _process(self) -> tuple[int, int]:
+        """Rank and number of processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
+
+    @staticmethod
+    def _warn_of_changes(before: dict[str, int], now: dict[str, int]) -> None:
+        changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        if changes:
+            rank_zero_warn(
+                f"resuming with other settings ({', '.join(changes)}): training goes on at the same batch "
+                "number, but the order of the data differs from that of an uninterrupted run"
+            )
+
+
+def _settings(loader: TrainLoader) -> dict[str, int]:
+    """The settings that the order of the data depends on."""
+    stream = loader.stream
+    return {
+        "world_size": stream.world_size,
+        "num_workers": max(1, loader.num_workers),  # 0 reads what 1 reads
+        "batch_size": stream.batch_size,
+        "seed": stream.seed,
+        "shuffle_buffer": stream.shuffle_buffer,
+        "shards": len(stream.shards),
+    }

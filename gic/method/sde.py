@@ -1,0 +1,161 @@
+"""The forward diffusion that quantisation is, and the flow that undoes it (DESIGN 2, 3, 7).
+
+The time of this diffusion is the quantisation step ``q``. With ``eps ~ U(-1/2, 1/2)`` per element,
+
+    y_q = y + q * eps,    0 < q_min <= q <= q_max                              (DESIGN 2)
+
+and, whatever the law of the noise, the flow that carries the law of ``y_q`` to that of ``y`` has velocity
+
+    v(y_q, q) = d y_q / d q = E[eps | y_q] = (y_q - D(y_q, q)) / q             (DESIGN 3 (1))
+
+where ``D(y_q, q) = E[y | y_q]`` is any denoiser: an exact posterior mean, a network, a formula.
+
+Everything here is a pure function of tensors. ``y`` has shape (B, ...); ``q`` is a number or a tensor of
+shape (B,), one level per sample. Arithmetic is carried out in float32 or better whatever the dtype of ``y``.
+Randomness comes from ``generator``: ``None`` (torch's global one), one generator, or one per sample, in which
+case a sample's noise does not depend on its neighbours in the batch.
+
+Source: arXiv 2505.20984; the velocity form (1), the dyadic coin and the restarts go beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Generator = torch.Generator | Sequence[torch.Generator] | None
+Quantizer = Literal["round", "dither", "noise"]
+
+QUANTIZERS: tuple[Quantizer, ...] = ("round", "dither", "noise")
+
+
+def level(q: float | Tensor, like: Tensor) -> Tensor:
+    """Shape a level for arithmetic with ``like``: one value per sample, broadcast over the rest.
+
+    Args:
+        q: Quantisation step > 0; a number, a tensor with one element, or a tensor of shape (B,) or
+            (B, 1, ..., 1).
+        like: Tensor of shape (B, ...), whose device and (at least float32) dtype the result takes.
+
+    Returns:
+        Tensor of shape (B, 1, ..., 1), or (1, ..., 1) for a single value.
+
+    Raises:
+        ValueError: If the number of levels is neither 1 nor B.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    q = torch.as_tensor(q, dtype=dtype).to(like.device, non_blocking=True).reshape(-1)
+    if q.numel() not in (1, like.shape[0]):
+        raise ValueError(f"{q.numel()} levels q for a batch of {like.shape[0]}: give one, or one per sample")
+    return q.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def uniform(like: Tensor, generator: Generator = None) -> Tensor:
+    """Draw U(-1/2, 1/2) noise of the shape of ``like``, in float32 or better."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if isinstance(generator, Sequence):
+        if len(generator) != like.shape[0]:
+            raise ValueError(f"{len(generator)} generators for a batch of {like.shape[0]}")
+        rows = [
+            torch.rand(like.shape[1:], generator=g, dtype=dtype, device=g.device).to(like.device) for g in generator
+        ]
+        return torch.stack(rows) - 0.5
+    device = like.device if generator is None else generator.device
+    return torch.rand(like.shape, generator=generator, dtype=dtype, device=device).to(like.device) - 0.5
+
+
+def quantize(y: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | Tensor = 0.0) -> Tensor:
+    """Symbols ``round((y - mu) / q - u)``, whole numbers in a float tensor (DESIGN 2).
+
+    Args:
+        y: Latent, (B, ...).
+        q: Quantisation step > 0, a number or (B,).
+        mu: Prior mean, like ``y``, around which the grid is laid.
+        u: Dither in [-1/2, 1/2], like ``y``; 0 is plain rounding.
+    """
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
+    return torch.round((y - mu) / level(q, y) - u)
+
+
+def dequantize(symbols: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | Tensor = 0.0) -> Tensor:
+    """Latent at level ``q`` of whole-number ``symbols``: ``mu + q * (symbols + u)`` (DESIGN 2)."""
+    return mu + level(q, symbols) * (symbols + u)
+
+
+def forward(
+    y: Tensor,
+    q: float | Tensor,
+    *,
+    quantizer: Quantizer = "dither",
+    mu: float | Tensor = 0.0,
+    u: Tensor | None = None,
+    generator: Generator = None,
+) -> Tensor:
+    """Carry a latent to level ``q``: draw ``y_q`` given ``y`` (DESIGN 2).
+
+    ``round`` lays the grid around ``mu`` and is a function of ``y``; ``dither`` adds and subtracts ``u``, so
+    that ``(y_q - y) / q`` is exactly uniform and independent of ``y``; ``noise`` is ``y + q * u``, the same law
+    as dither's without a grid. Gradients pass straight through to ``y`` in each.
+
+    Args:
+        y: Latent, (B, ...).
+        q: Quantisation step > 0, a number or (B,).
+        quantizer: ``round``, ``dither`` or ``noise``.
+        mu: Prior mean, like ``y``.
+        u: Noise in [-1/2, 1/2], like ``y``; drawn from ``generator`` when left out.
+        generator: Where ``u`` is drawn from.
+
+    Returns:
+        ``y_q``, like ``y``, within ``q / 2`` of it.
+
+    Raises:
+        ValueError: If the quantiser is unknown.
+
+    Example:
+        >>> y = torch.tensor([[0.2, 0.9, -1.4]])
+        >>> forward(y, 1.0, quantizer="round")
+        tensor([[ 0.,  1., -1.]])
+    """
+    if quantizer not in QUANTIZERS:
+        raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
+    if quantizer == "round":
+        u = torch.zeros_like(y)
+    elif u is None:
+        u = uniform(y, generator)
+    if quantizer == "noise":
+        return y + level(q, y) * u
+    with torch.no_grad():
+        y_q = dequantize(quantize(y, q, mu, u), q, mu, u)
+    return y_q + (y - y.detach())  # adds an exact 0: y_q is the decoder's bit for bit
+
+
+def coarsen(y_q: Tensor, q: float | Tensor, generator: Generator = None) -> Tensor:
+    """Double the level exactly: a fair coin of +-q/2 turns ``y_q`` into ``y_{2q}`` (DESIGN 2, dyadic ladder).
+
+    A uniform of width q plus that coin *is* the uniform of width 2q, so this is an exact Markov step of the
+    forward process.
+    """
+    half = level(q, y_q) / 2
+    return y_q + torch.where(uniform(y_q, generator) < 0, -half, half)
+
+
+def velocity(y_q: Tensor, q: float | Tensor, denoised: Tensor) -> Tensor:
+    """Velocity of the flow, ``(y_q - D) / q``, which is ``E[eps | y_q]`` (DESIGN 3 (1)).
+
+    Args:
+        y_q: Latent at level ``q``, (B, ...).
+        q: Quantisation step > 0, a number or (B,).
+        denoised: ``D(y_q, q)``, like ``y_q``.
+
+    Returns:
+        ``d y_q / d q``, like ``y_q``; in [-1/2, 1/2] when D lies in the cell of ``y_q``.
+    """
+    return (y_q - denoised) / level(q, y_q)
+
+
+def score(y_q: Tensor, q: float | Tensor, denoised: Tensor) -> Tensor:
+    """The paper's score ``(D - y_q) / (q^2 / 12)``, exact for Gaussian noise of variance q^2/12 (DESIGN 3 (2))."""
+    return (denoised - y_q) * 12 / level(q, y_q) ** 2

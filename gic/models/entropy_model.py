@@ -1,0 +1,92 @@
+"""Entropy models: the factorised prior of z and the Gaussian of y at any level q (DESIGN 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gic.models.layers import (
+    LowerBound,
+)
+
+SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
+"""Range of the prior's standard deviation, in units of y ..."""
+LAPPED_SIGMA_MAX = 1024.0
+"""... and its end with the lapped transform, whose coarsest coefficients are wide."""
+
+
+class FactorizedPrior(nn.Module):
+    """Learned density of whole numbers, one for each channel (Balle et al. 2018, arXiv 1802.01436, appendix 6.1).
+
+    CompressAI's entropy bottleneck around the median 0, so that z_hat is made of whole numbers; everything that coding
+    needs follows from the weights when they are loaded.
+
+    Args:
+        channels: N, channels of z.
+        filters: Widths of the layers between a value and its cumulative logit.
+        slope: Slope of the logits at the start, the same law in every channel, narrower for a larger one; if left out
+            it is 1/2, and each channel is off centre by chance.
+    """
+
+    def __init__(self, channels: int, filters: Sequence[int] = (3, 3, 3, 3), slope: float | None = None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
+        # Narrow at first: z is of order one then, and a wide law costs bits until it has been unlearnt.
+        scale = (slope or 0.5) ** (-1 / (len(filters) + 1))
+        for rows, columns in zip((*filters, 1), (1, *filters), strict=True):
+            self.matrices.append(
+                nn.Parameter(torch.full((channels, rows, columns), math.log(math.expm1(1 / scale / rows))))
+            )
+            self.biases.append(nn.Parameter(torch.rand(channels, rows, 1) - 0.5))
+        for rows in filters:
+            self.factors.append(nn.Parameter(torch.zeros(channels, rows, 1)))
+        self.likelihood_lower_bound = LowerBound(1e-9)
+        if slope is not None:
+            with torch.no_grad():
+                self.biases[-1] -= self._logits_cumulative(torch.zeros(channels, 1, 1))
+
+    def _logits_cumulative(self, values: Tensor) -> Tensor:
+        """Logits of the distribution functions at values (C, 1, n)."""
+        for i, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            values = torch.matmul(F.softplus(matrix), values) + bias
+            if i < len(self.factors):
+                values = values + torch.tanh(self.factors[i]) * torch.tanh(values)
+        return values
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent z (B, C, ...), noisy in training mode and rounded otherwise, and its probabilities, at least 1e-9."""
+        across = z.transpose(0, 1).contiguous()  # so that the noise does not depend on the layout
+        values = across.reshape(self.channels, 1, -1)
+        values = values + (torch.rand_like(values) - 0.5) if self.training else torch.round(values)
+        p = torch.sigmoid(self._logits_cumulative(values + 0.5)) - torch.sigmoid(self._logits_cumulative(values - 0.5))
+        p = self.likelihood_lower_bound(p)
+        return values.reshape(across.shape).transpose(0, 1), p.reshape(across.shape).transpose(0, 1)
+
+
+class LevelGaussian(nn.Module):
+    """Gaussian conditional for a latent that is already at level q, on any grid offset."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lower_bound_scale = LowerBound(0.11)
+        self.likelihood_lower_bound = LowerBound(1e-9)
+
+    def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2), at least 1e-9 (DESIGN 5).
+
+        Valid for both quantisers: under ``dither`` the cell is the one shifted by u.
+        """
+        scale = self.lower_bound_scale(sigma / q)
+        distance = torch.abs(y_q / q - mu / q)
+        p = (torch.erfc((distance - 0.5) / scale * 2**-0.5) - torch.erfc((distance + 0.5) / scale * 2**-0.5)) / 2
+        return self.likelihood_lower_bound(p)  # type: ignore[no-any-return]
+
+
+SKIP_BELOW = 0.11
+"""Under ``dither``, elements with sigma < SKIP_BELOW * q are not coded: y_hat = mu (DESIGN 2). It is also the
+smallest sigma / q that CompressAI's Gaussian conditional distinguishes."""

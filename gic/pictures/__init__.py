@@ -1,0 +1,1 @@
+"""Any picture file as 8 bit sRGB, and back."""

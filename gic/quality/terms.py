@@ -1,0 +1,199 @@
+"""Terms of the loss that judge the reconstruction: LPIPS and no-reference quality (DESIGN 6).
+
+A subclass of :class:`PerceptualTerm` is a term wherever a config names its ``class_path``. All judge in single
+precision, also where the codec trains in half.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gic.errors import ConfigError
+from gic.quality.networks import (
+    LPIPSNetwork,
+    build_pyiqa,
+    lpips_network,
+)
+from gic.quality.weights import named_files
+
+
+class PerceptualTerm(nn.Module, ABC):
+    """A term of the loss that judges the reconstruction.
+
+    Args:
+        weight: Factor of the term in the loss.
+
+    Attributes:
+        network: A fixed network that judges, see :meth:`hold`.
+    """
+
+    network: Any
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Judge ``x_hat`` (B, 3, H, W), about [0, 1], against ``x``: (B,), lower is better, differentiable."""
+
+    def hold(self, network: nn.Module) -> None:
+        """Keep a fixed network: it moves between devices with the term, and neither learns nor is saved."""
+        self.__dict__["network"] = network
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PerceptualTerm:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if "network" in self.__dict__:
+            self.__dict__["network"]._apply(fn)
+        return self
+
+
+NO_REFERENCE_CROPS: Mapping[str, int | None] = {
+    "maniqa": 225,  # judges windows of 224; pyiqa enlarges images that are not larger than that
+    "musiq": None,  # a pyramid of the whole image
+    "niqe": None,  # these gather statistics over blocks of the whole image
+    "ilniqe": None,
+    "brisque": None,
+    "piqe": None,
+}
+"""Side of the crop that a metric expects, in pixels; None is the whole image. Others get 224."""
+
+
+class LPIPS(PerceptualTerm):
+    """Learned perceptual distance to the original.
+
+    Args:
+        weight: Factor in the loss.
+        net: Backbone, ``alex``, ``vgg`` or ``squeeze``.
+        backbone: Local file of the backbone, see :func:`lpips_network`.
+        moved: Judge both images :func:`moved` at random, so that what is learned is not the grid of the backbone.
+    """
+
+    def __init__(
+        self, weight: float = 1.0, net: LPIPSNetwork = "alex", backbone: str | None = None, moved: bool = False
+    ) -> None:
+        super().__init__(weight)
+        self.metric = f"lpips_{net}"
+        self.moved = moved
+        self.hold(lpips_network(net, backbone))
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Distance of each image, (B,), 0 for identical images."""
+        with torch.autocast(x.device.type, enabled=False):
+            x_hat, x = x_hat.float(), x.float()
+            if self.moved:
+                x_hat, x = moved(x_hat, x)
+            distance: Tensor = self.network(2 * x_hat - 1, 2 * x - 1)
+        return distance.flatten(1).mean(1)
+
+
+class NoReference(PerceptualTerm):
+    """A differentiable no-reference quality metric of pyiqa, -Q for metrics of which higher is better.
+
+    Args:
+        metric: Name in pyiqa, for example ``clipiqa``, ``maniqa`` or ``musiq``.
+        weight: Factor in the loss, w_nr.
+        weights: Local file of the metric's weights, in the form that pyiqa downloads (for ``clipiqa``: CLIP's
+            RN50.pt, TorchScript); if left out, it is looked for, then downloaded.
+        crop: Side of the random crop that is judged, in pixels; None judges the whole image, ``auto`` what the metric
+            expects, see :data:`NO_REFERENCE_CROPS`.
+
+    Raises:
+        ConfigError: If pyiqa has no such metric, it needs a reference, or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        metric: str = "clipiqa",
+        weight: float = 1.0,
+        weights: str | None = None,
+        crop: int | Literal["auto"] | None = "auto",
+    ) -> None:
+        super().__init__(weight)
+        family = metric.split("-")[0]
+        # One window of the crop, where maniqa would judge 20 in the same place.
+        options: dict[str, Any] = {"test_sample": 1} if family == "maniqa" else {}
+        named = named_files({} if weights is None else {metric: weights})
+        network, _ = build_pyiqa(metric, named, as_loss=True, **options)
+        self.hold(network)
+        if self.network.metric_mode != "NR":
+            raise ConfigError(f"{metric} needs a reference; a no-reference metric is wanted here")
+        self.metric = metric
+        self.sign = 1.0 if self.network.lower_better else -1.0
+        self.crop = NO_REFERENCE_CROPS.get(family, 224) if crop == "auto" else crop
+        self._checked = False
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Quality of each image with the sign of a loss, (B,).
+
+        Raises:
+            ConfigError: If the metric passes no gradient to the image, which shows when it is first asked for one.
+        """
+        net: nn.Module = self.network.net
+        image = x_hat.float().clamp(0, 1)
+        window = image if self.crop is None else _random_crop(image, self.crop)
+        with torch.autocast(x_hat.device.type, enabled=False):
+            score: Tensor = net(window)
+        if image.requires_grad and not self._checked:
+            self._check_gradient(score, window)
+        return self.sign * score.reshape(len(x_hat), -1).mean(1)
+
+    def _check_gradient(self, score: Tensor, window: Tensor) -> None:
+        gradient = None
+        if score.requires_grad:
+            (gradient,) = torch.autograd.grad(score.sum(), window, retain_graph=True, allow_unused=True)
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            raise ConfigError(
+                f"{self.metric} passes no usable gradient to the image: it can measure and cannot be a loss; "
+                "clipiqa, maniqa and musiq can"
+            )
+        self._checked = True
+
+
+def _random_crop(image: Tensor, side: int) -> Tensor:
+    """One random window for the whole batch; images smaller than it are enlarged first."""
+    height, width = image.shape[-2:]
+    if min(height, width) < side:
+        scale = side / min(height, width)
+        size = (max(side, round(height * scale)), max(side, round(width * scale)))
+        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+        height, width = image.shape[-2:]
+    top = int(torch.randint(height - side + 1, ()))
+    left = int(torch.randint(width - side + 1, ()))
+    return image[..., top : top + side, left : left + side]
+
+
+def moved(*images: Tensor, shift: int = 8, scale: float = 1.4) -> tuple[Tensor, ...]:
+    """Images shifted, mirrored and, half the time, resized, all alike at random (E-LPIPS, arXiv 1906.03973).
+
+    A network of stride 4 meets each pixel of a codec's block in the same place of its stride, and a decoder learns to
+    please it there: LPIPS falls, and rises again as soon as the picture is moved by a pixel.
+
+    Args:
+        images: (B, 3, H, W) each, of one size.
+        shift: Most pixels that are cut off at the top and at the left, and as many in all.
+        scale: Sides are resized by a factor between 1 / scale and scale, log-uniform; none to less than 64 pixels.
+
+    Returns:
+        The images, differentiable.
+    """
+    top, left = (int(torch.randint(shift + 1, ())) for _ in range(2))
+    height, width = (side - shift for side in images[0].shape[-2:])
+    flips = [axis for axis in (-2, -1) if torch.rand(()) < 0.5]
+    resized = bool(torch.rand(()) < 0.5)
+    factor = math.exp((2 * float(torch.rand(())) - 1) * math.log(scale))
+    size = (max(round(height * factor), min(height, 64)), max(round(width * factor), min(width, 64)))
+    out = []
+    for image in images:
+        part = image[..., top : top + height, left : left + width].flip(flips)
+        if resized:
+            part = F.interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=factor < 1)
+        out.append(part)
+    return tuple(out)

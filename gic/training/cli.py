@@ -1,0 +1,156 @@
+"""``gic fit`` and ``gic validate``: LightningCLI for the codec and its data."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gic.configs import PlainErrors, expand_configs
+from gic.errors import ConfigError, GicError, require
+
+
+class LostRankError(GicError):
+    """Another process of the run does not answer any more."""
+
+
+def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None) -> Any:
+    """Build trainer, model and data from the words of the command line, and run the command.
+
+    Args:
+        argv: The command and its options.
+        run: Carry the command out; False only builds.
+        started: When the command was started, by ``time.monotonic()``, for ``trainer.max_time``; now if left out.
+
+    Returns:
+        The LightningCLI, with ``trainer``, ``model`` and ``datamodule``.
+
+    Raises:
+        MissingExtraError: If the training packages are not installed.
+        GicError: Whatever the run finds wrong with its input.
+    """
+    require("lightning")
+    started = time.monotonic() if started is None else started
+    # Said by lightning's own use of torch's pytree under torch 2.15, once per run.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # We pass the words of the command line on ourselves, with the extended configs put in.
+    warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    import torch
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    from gic.codec.weights import validation_settings
+    from gic.data.module import ImageData
+    from gic.devices import check_accelerator
+    from gic.names import TRUST_HELP
+    from gic.training.checkpoint import Checkpoint
+    from gic.training.clock import TimeBudget
+    from gic.training.module import LitCodec
+    from gic.training.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
+    from gic.training.run_folder import SaveConfig
+
+    class Parser(PlainErrors, LightningArgumentParser):
+        """Says what is wrong in a line."""
+
+    class GicCLI(LightningCLI):
+        """LightningCLI for our module and data."""
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.set_defaults({"seed_everything": 0})
+            parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            super().parse_arguments(parser, args)
+            options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+            if options.get("weights_only") is False:
+                raise ConfigError("--weights_only false would let a checkpoint run code; those of gic do without")
+            if options:
+                options["weights_only"] = True
+            name = options.get("ckpt_path")
+            if name is None or (name == AUTO and self.config.subcommand == "fit"):
+                return
+            options["ckpt_path"] = str(named_checkpoint(name))
+
+        def _parse_ckpt_path(self) -> None:
+            """What command and configs say of the model holds when a run goes on; Lightning lets the checkpoint win.
+
+            Other commands take from the checkpoint what they measure; Lightning would take all of its settings, and
+            import whatever they name.
+            """
+            command = self.config.get("subcommand")
+            options = self.config[command] if command else {}
+            if command == "fit" or options.get("ckpt_path") is None:
+                return
+            settings = validation_settings(options["ckpt_path"], options["trust"])
+            self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:
+            """Build the trainer, on a device that will do; it runs nothing of the checkpoints it reads.
+
+            One that goes by the clock validates first, to know how long that takes.
+            """
+            settings = self._get(self.config_init, "trainer", default={})
+            kwargs["accelerator"] = check_accelerator(settings.get("accelerator", "auto"))
+            if settings.get("max_time") is not None and self.config.get("subcommand", "fit") == "fit":
+                budget = TimeBudget(settings["max_time"], started)
+                callbacks = settings.get("callbacks") or []
+                callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+                sanity = settings.get("num_sanity_val_steps") or -1
+                kwargs |= {"max_time": None, "callbacks": [*callbacks, budget], "num_sanity_val_steps": sanity}
+            trainer = super().instantiate_trainer(**kwargs)
+            read_plain_values_only(trainer)
+            return trainer
+
+        def before_fit(self) -> None:
+            """Find the checkpoint of ``--ckpt_path auto``, and refuse a folder before anything is written there."""
+            options = self.config_init["fit"]
+            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+            if options["ckpt_path"] == AUTO:
+                options["ckpt_path"] = self._newest_checkpoint(saver)
+            start = options["ckpt_path"]
+            if start is not None:
+                self.model.init_from = None  # it was the beginning of the run that goes on
+            folder = saver and saver.named_folder(self.trainer)
+            if saver and folder and (problem := saver.refusal(folder, None if start is None else Path(start))):
+                raise ConfigError(problem)
+
+        def _newest_checkpoint(self, saver: Checkpoint | None) -> str | None:
+            if saver is None:
+                raise ConfigError(
+                    f"--ckpt_path {AUTO} needs the callback gic.training.checkpoint.Checkpoint in the config"
+                )
+            version = getattr(self.trainer.logger, "version", None)
+            folder = saver.named_folder(self.trainer)
+            if folder is None or isinstance(version, int):
+                raise ConfigError(
+                    f"--ckpt_path {AUTO} goes on with a run that has a name, and this would be a new run: name it with "
+                    "--trainer.logger.init_args.version NAME (TensorBoard and CSV), or give "
+                    "gic.training.checkpoint.Checkpoint a dirpath"
+                )
+            found = newest_whole(folder)
+            if found is None:
+                print(f"no checkpoint in {folder} yet: beginning anew", file=sys.stderr)
+            return None if found is None else str(found)
+
+    try:
+        return GicCLI(
+            LitCodec,
+            ImageData,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            parser_kwargs={"prog": "gic"},
+            args=expand_configs(argv if run else argv[1:]),
+            run=run,
+        )
+    except RuntimeError as error:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # NCCL and the store have types for this; gloo has its source file's name.
+        if not distributed or not (isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)):
+            raise
+        raise LostRankError(
+            f"rank {torch.distributed.get_rank()} has lost contact with another rank, which was killed, has failed or "
+            f"hangs: what it wrote says why; --ckpt_path goes on from the last checkpoint ({str(error).split('. ')[0]})"
+        ) from error

@@ -1,0 +1,142 @@
+"""Stopping a run between two batches when its scheduler asks for it, so that it can go on later.
+
+A signal may arrive at any time, on some ranks and not on others, and in the worker processes of the data too. All that
+is safe inside of its handler is to note it. The ranks agree on what was noted at the end of a batch; then they save,
+and leave.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint as LastInLine
+
+from gic.errors import ConfigError, GicError
+from gic.training.checkpoint import Checkpoint
+
+REQUEUE_VARIABLE = "GIC_REQUEUE"
+"""Environment variable with the file that is made when a run was stopped by SIGUSR1 and wants to be started again."""
+
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # where there are several, the later counts
+
+
+class PreemptedError(GicError):
+    """The run was stopped by a signal and saved; the text says how to go on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class Preemption(LastInLine):
+    """Saves and stops the run at the end of a batch after SIGUSR1 or SIGTERM, on all ranks at the same step.
+
+    SIGUSR1 announces the end of the time that the scheduler has given, SIGTERM that somebody ends the run. In both
+    cases the command ends with exit code 75. After SIGUSR1 it also makes the file that the environment variable
+    ``GIC_REQUEUE`` names, if it is set, for the script around it to start the run again; see ``slurm/fit.sbatch``.
+
+    With several ranks the signals that they have noted are compared every few seconds, by one all-reduce of two
+    numbers, which also settles after how many steps to do so again, at most 100. A validation is not interrupted:
+    announce the end earlier than a validation takes.
+
+    Args:
+        every_seconds: About how long several ranks train between two comparisons; 0 compares after every step.
+
+    Raises:
+        ConfigError: If ``every_seconds`` is negative, or no ``Checkpoint`` callback is there to save.
+    """
+
+    # Lightning calls callbacks of this kind last: when the running average of the weights has had its update.
+
+    def __init__(self, every_seconds: float = 5.0) -> None:
+        if every_seconds < 0:
+            raise ConfigError(f"every_seconds must not be negative, but is {every_seconds}")
+        self.every_seconds = every_seconds
+        self._noted = 0  # place of the signal in _SIGNALS, from 1
+        self._step = -1  # the last one seen
+        self._compared: tuple[int, float] = (0, 0.0)  # step and time of the last comparison
+        self._next = 0  # step of the next comparison
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check that there is a way to save, and turn Lightning's own answer to the signals of SLURM off."""
+        if stage != "fit":
+            return
+        self._saver(trainer)
+        self._noted = 0
+        environment = trainer._accelerator_connector.cluster_environment  # strategies of one device have none
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False  # it saves inside of the handler, where a collective may be under way
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over: a validation before the first step may be a long one."""
+        self._take_over()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals over from Lightning, which puts back what it found when the run ends."""
+        self._step, self._compared, self._next = trainer.global_step, (trainer.global_step, time.monotonic()), 0
+        self._take_over()
+
+    def _take_over(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for each in _SIGNALS:
+                signal.signal(each, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted = max(self._noted, 1 + _SIGNALS.index(signal.Signals(number)))
+
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
+        """Save and stop if any rank has had a signal.
+
+        Raises:
+            PreemptedError: On rank 0, when that is done; the others end without a word.
+        """
+        step = trainer.global_step
+        if step == self._step:
+            return  # gradients are still being gathered, and are not part of a checkpoint
+        self._step = step
+        noted = self._noted if trainer.world_size == 1 else self._compare(trainer, step)
+        if not noted or 0 < trainer.max_steps <= step:
+            return
+        saver = self._saver(trainer)
+        saver.save(trainer)
+        if not trainer.is_global_zero:
+            raise SystemExit(0)
+        name = _SIGNALS[noted - 1].name
+        if saver.newest is None or saver.problem:
+            raise PreemptedError(f"stopped by {name} after step {step}, which could not be saved: {saver.problem}")
+        request = os.environ.get(REQUEUE_VARIABLE)
+        if request and name == "SIGUSR1":
+            Path(request).touch()
+        raise PreemptedError(
+            f"stopped by {name} after step {step}; the same command with --ckpt_path {saver.newest.parent} goes on"
+        )
+
+    def _compare(self, trainer: L.Trainer, step: int) -> int:
+        """Signal that any rank has noted, at the steps that the ranks have agreed on; 0 at the others."""
+        if step < self._next:
+            return 0
+        now = time.monotonic()
+        since, then = self._compared
+        speed = (step - since) / max(now - then, 1e-3)  # steps per second
+        wait = min(max(1, int(self.every_seconds * speed)), 100)
+        both = torch.tensor([self._noted, -wait], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(both, op=torch.distributed.ReduceOp.MAX)
+        noted, least = both.tolist()
+        self._compared, self._next = (step, now), step - least
+        return int(noted)
+
+    @staticmethod
+    def _saver(trainer: L.Trainer) -> Checkpoint:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoint):
+                return callback
+        raise ConfigError(
+            "gic.training.preemption.Preemption saves with gic.training.checkpoint.Checkpoint: add that callback too"
+        )

@@ -1,0 +1,140 @@
+"""Checkpoint files: written whole, found again, and passed over when they are damaged."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from gic.codec.weights import read_checkpoint
+from gic.errors import ConfigError, GicError
+from gic.files import replacing
+
+AUTO = "auto"
+"""Value of ``--ckpt_path`` for the newest whole checkpoint in the run's own folder, if there is one."""
+
+
+class CheckpointError(GicError, OSError):
+    """A checkpoint that could not be written; the text names it and says why."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their place and then moves them there, so that no reader sees part of one.
+
+    Whatever it reads can hold tensors and plain values alone: no object of a file is made, and no code of it is run.
+
+    Lightning's own writer makes the file in the machine's temporary folder and copies it from there to other disks: a
+    process that ends meanwhile leaves part of a file under the final name.
+
+    A file that cannot be written is no reason to end a run, or to leave the other processes waiting at Lightning's
+    barrier: the problem is kept for whoever asked for the checkpoint.
+
+    Attributes:
+        problem: Why the last file could not be written; empty if it was.
+        read: The last file that was read; None if there was none.
+    """
+
+    problem = ""
+    read: Path | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint, or note the problem; what lay at ``path`` before is whole in either case."""
+        self.problem = ""
+        try:
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+        except RuntimeError as error:  # torch's writer, on its way out after the file's own error
+            if not isinstance(error.__context__, OSError):
+                raise
+            self.problem = error.__context__.strerror or str(error.__context__)
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        """Read a checkpoint on the CPU, as tensors and plain values whatever the settings say.
+
+        Raises:
+            ConfigError: If it cannot be read, or holds anything else.
+        """
+        self.read = Path(path)
+        return read_checkpoint(path)
+
+
+def read_plain_values_only(trainer: Trainer) -> None:
+    """Have a trainer's checkpoints read and written by :class:`WholeFiles`, where it has no other way of its own."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeFiles()
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Checkpoints in a folder by the time they were written, without links such as ``last.ckpt``.
+
+    Not by step: a run that was taken up again at an earlier step has left later ones behind.
+    """
+    files = [path for path in folder.glob("*.ckpt") if path.is_file() and not path.is_symlink()]
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def damage(path: Path) -> str:
+    """Say what is wrong with a checkpoint file, by its checksums; empty if nothing is.
+
+    PyTorch itself finds a file that was cut short, but loads one with changed bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return f"wrong checksum of {part}" if part else ""
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Find the newest checkpoint that is not damaged; warns of newer ones that are.
+
+    Returns:
+        The checkpoint; None if the folder holds none at all.
+
+    Raises:
+        ConfigError: If there are checkpoints and all are damaged.
+    """
+    damaged: list[str] = []
+    for path in newest_first(folder):
+        problem = damage(path)
+        if not problem:
+            if damaged:
+                rank_zero_warn(f"going on from {path}, since newer checkpoints are damaged: {'; '.join(damaged)}")
+            return path
+        damaged.append(f"{path.name} ({problem})")
+    if damaged:
+        raise ConfigError(f"every checkpoint in {folder} is damaged, remove them to begin anew: {'; '.join(damaged)}")
+    return None
+
+
+def named_checkpoint(name: str | Path) -> Path:
+    """Turn what the user gave as checkpoint into an undamaged file.
+
+    Args:
+        name: A file; or a folder of checkpoints, or of a run, for the newest whole one in it.
+
+    Raises:
+        ConfigError: If there is no such file or folder, no checkpoint in it, or only damaged ones.
+    """
+    path = Path(name)
+    if path.is_dir():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        found = newest_whole(folder)
+        if found is None:
+            raise ConfigError(f"there is no checkpoint (*.ckpt) in {folder}")
+        return found
+    if not path.is_file():
+        raise ConfigError(f"there is no checkpoint {path}: name a file, or a folder for the newest one in it")
+    if problem := damage(path):
+        raise ConfigError(
+            f"the checkpoint {path} is damaged ({problem}); --ckpt_path {path.parent} takes the newest that is whole"
+        )
+    return path

@@ -1,0 +1,75 @@
+"""Where a run puts its files.
+
+A run's folder is its own, whatever the logger: TensorBoard and CSV make one for each run, and with any other, or none,
+it is the next free ``version_N`` under ``default_root_dir``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning as L
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+_FOLDERS: WeakKeyDictionary[L.Trainer, Path] = WeakKeyDictionary()
+
+
+def logger_folder(trainer: L.Trainer) -> Path | None:
+    """Folder that a logger has made for this run alone; None with loggers that make none."""
+    for logger in trainer.loggers:
+        if isinstance(logger, (TensorBoardLogger, CSVLogger)):
+            return Path(logger.log_dir)
+    return None
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """Folder of the trainer's run, the same whenever it is asked for; to be asked for on all ranks the first time."""
+    if trainer not in _FOLDERS:
+        folder: Any = logger_folder(trainer)
+        if folder is None and trainer.is_global_zero:
+            folder = _next_version(Path(trainer.default_root_dir))
+        _FOLDERS[trainer] = trainer.strategy.broadcast(folder)
+    return _FOLDERS[trainer]
+
+
+def _next_version(root: Path) -> Path:
+    """Make the next folder ``version_N``, which no other run can have made at the same time."""
+    numbers = [path.name.removeprefix("version_") for path in root.glob("version_*")]
+    number = max((int(text) + 1 for text in numbers if text.isdecimal()), default=0)
+    while True:
+        folder = root / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the whole config of a run in its folder, as ``config.yaml``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "save_to_log_dir": False, "overwrite": True})
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Settle the run's folder with all ranks; the first of them writes, a training run when it may begin."""
+        run_folder(trainer)
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write before a validation that comes first."""
+        super().setup(trainer, pl_module, "fit")
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write before the first step."""
+        super().setup(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write the file."""
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_unset=False, overwrite=True)
