@@ -101,8 +101,9 @@ class Corners:
 class Distance:
     info = MetricInfo("distance", "Distance", False, "set", "distance of mean features")
 
-    def __init__(self):
-        self.extractor = Corners()
+    def __init__(self, features=None):
+        self.features = Corners() if features is None else features
+        self.features_identity = self.features.identity
 
     def value(self, features, reference):
         return float(np.linalg.norm(features.mean(0, dtype=np.float64) - reference.mean(0, dtype=np.float64)))
@@ -276,8 +277,7 @@ def test_a_metric_without_patches_is_named_with_the_reason(pictures, tmp_path):
         def __call__(self, image):
             return np.zeros((0, 3), np.float32)
 
-    metric = Distance()
-    metric.extractor = Nothing()
+    metric = Distance(Nothing())
     runner = Runner([Posterise()], [Difference()], [metric], Cache(tmp_path / "cache"))
     mine, failures = runner.run(str(pictures))
     records = runner.collect(mine, failures)

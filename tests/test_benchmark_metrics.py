@@ -14,12 +14,12 @@ from metric_files import Payload, isolate, save_clip, save_cnniqa
 from PIL import Image
 from small import picture
 
-from gic.errors import ConfigError, DataError, MissingExtraError
+from gic.errors import ConfigError, DataError
 from gic.pictures.tensors import to_image, to_tensor
-from gic.quality.metrics import SMALLEST, higher_better, make_metric, make_metrics
+from gic.quality.metrics import higher_better, make_metric, make_metrics
 from gic.quality.set_metrics import BATCH, PATCH, frechet_distance, patches, squared_mmd
 from gic.quality.ssimulacra2 import ssimulacra2
-from gic.quality.weights import METRICS
+from gic.quality.table import METRICS
 
 
 @pytest.fixture
@@ -410,11 +410,11 @@ def test_the_direction_of_a_metric_is_known_without_its_weights(no_network):
         higher_better("lpips_alx")
 
 
-def test_the_direction_of_pyiqas_metrics_takes_pyiqa(monkeypatch):
+def test_only_the_direction_of_metrics_that_pyiqa_alone_has_takes_pyiqa(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
-    assert higher_better("ssimulacra2")
-    with pytest.raises(MissingExtraError, match="pip install 'gic"):
-        higher_better("niqe")
+    assert higher_better("ssimulacra2") and not higher_better("niqe")
+    with pytest.raises(ConfigError, match="not installed"):
+        higher_better("gmsd")
 
 
 def test_identities_carry_the_hash_of_the_weights(weights, tmp_path):
@@ -458,7 +458,3 @@ def test_a_wrong_file_in_the_folder_is_a_reason(no_network, tmp_path, monkeypatc
     images, _, missing = make_metrics(["psnr", "lpips_alex"])
     assert [metric.info.name for metric in images] == ["psnr"]
     assert "alexnet_features.pth" in missing["lpips_alex"]
-
-
-def test_smallest_sides_are_of_metrics_that_there_are():
-    assert set(SMALLEST) <= set(METRICS)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import torch
 from small import picture
 
 from gic.errors import ConfigError
-from gic.quality import metrics as benchmark_metrics
-from gic.quality.set_metrics import FID, KID
+from gic.quality.metric import Resources
+from gic.quality.set_metrics import FID, KID, InceptionFeatures
+from gic.quality.table import METRICS
 from gic.training.evaluation import (
     BEFORE,
     JUDGES,
@@ -32,6 +34,14 @@ from gic.training.evaluation import (
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = HERE.parent / "configs"
+
+
+def of(kind, extractor):
+    """A metric of all images that is given its features."""
+    metric = kind(768)
+    metric.start(Resources(shared={(InceptionFeatures, 768): extractor}))
+    return metric
+
 
 # --- metrics of all images together -----------------------------------------------------------------------------------
 
@@ -62,7 +72,7 @@ def measured():
 def test_features_are_computed_once_for_each_picture_and_shared():
     extractor = Rows()
     x, pictures = measured()["a"]
-    found = extract_features("a", x, pictures, [FID(extractor), KID(extractor)])
+    found = extract_features("a", x, pictures, [of(FID, extractor), of(KID, extractor)])
     assert len(extractor.pictures) == 1 + 4
     assert sum(image is x for image in extractor.pictures) == 1
     assert np.array_equal(found.original["rows"], x[0, :, :4].float().numpy())
@@ -71,7 +81,7 @@ def test_features_are_computed_once_for_each_picture_and_shared():
 
 @pytest.mark.parametrize("order", ["abc", "cab", "bca"])
 def test_a_metric_of_all_images_is_that_of_all_patches_at_each_level(order):
-    judges = [FID(Rows()), KID(Rows())]
+    judges = [of(FID, Rows()), of(KID, Rows())]
     pairs = measured()
     features = [extract_features(key, *pairs[key], judges) for key in order]
     results = [LevelResult(key, q, r, 0.5, {"psnr": 30.0}) for key in order for q, r in pairs[key][1]]
@@ -90,7 +100,7 @@ def test_a_metric_of_all_images_is_that_of_all_patches_at_each_level(order):
 def test_fewer_than_two_patches_have_no_value(count):
     patches = np.ones((count, 4), np.float32)
     features = [Features("a", {"rows": patches}, {("rows", 1.0, 1.0): patches})]
-    (mean,) = with_set_metrics([LevelResult("mean", 1.0, 1.0, 0.5, {"psnr": 30.0})], features, [FID(Rows())])
+    (mean,) = with_set_metrics([LevelResult("mean", 1.0, 1.0, 0.5, {"psnr": 30.0})], features, [of(FID, Rows())])
     assert mean.metrics == {"psnr": 30.0, "fid768": None}
 
 
@@ -217,9 +227,9 @@ def test_fidelity_is_no_judge_and_what_was_not_measured_is_none():
 def test_the_direction_of_a_metric_is_the_registrys(monkeypatch):
     better, spoilt = level(lpips_alex=3.0, ssimulacra2=80.0), level(lpips_alex=3.0, ssimulacra2=40.0)
     assert [len(gaming([level()], [after])) for after in (better, spoilt)] == [0, 1]
-    monkeypatch.setattr(benchmark_metrics.SSIMULACRA2, "higher_better", False)
+    monkeypatch.setitem(METRICS, "ssimulacra2", replace(METRICS["ssimulacra2"], higher_better=False))
     assert [len(gaming([level()], [after])) for after in (better, spoilt)] == [1, 0]
-    monkeypatch.setattr(benchmark_metrics.LPIPSMetric, "higher_better", True)
+    monkeypatch.setitem(METRICS, "lpips_alex", replace(METRICS["lpips_alex"], higher_better=True))
     assert not gaming([level()], [better])
 
 

@@ -20,7 +20,8 @@ from gic.errors import ConfigError, MissingExtraError
 from gic.quality import weights as metric_weights
 from gic.quality.metrics import make_metric
 from gic.quality.networks import build_pyiqa
-from gic.quality.weights import FILES, METRICS, find, hub_folder, library_weights, named_files
+from gic.quality.table import FILES, METRICS
+from gic.quality.weights import find, hub_folder, library_weights, named_files
 
 CNNIQA = "CNNIQA_koniq10k-e6f14c91.pth"
 SCORED = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
@@ -186,9 +187,9 @@ def test_without_weights_and_network_the_error_says_what_to_do(metric):
     with pytest.raises(ConfigError) as error:
         make_metric(metric)
     assert "cannot be had" in str(error.value)
-    assert f"gic weights {METRICS[metric][0]} --download" in str(error.value)
+    assert f"gic weights {METRICS[metric].weights[0]} --download" in str(error.value)
     assert "GIC_METRIC_WEIGHTS" in str(error.value)
-    assert any(name in str(error.value) for key in METRICS[metric] for name in FILES[key].names)
+    assert any(name in str(error.value) for key in METRICS[metric].weights for name in FILES[key].names)
 
 
 @pytest.mark.parametrize(
@@ -291,5 +292,5 @@ def test_the_list_needs_no_torch():
 
 
 def test_every_file_is_needed_and_every_need_is_a_file():
-    assert {key for needs in METRICS.values() for key in needs} == set(FILES)
+    assert {key for entry in METRICS.values() for key in entry.weights} == set(FILES)
     assert metric_weights.VARIABLE == "GIC_METRIC_WEIGHTS"

@@ -23,6 +23,8 @@ from gic.benchmark.runner import Record, Runner, Team, about_run
 from gic.data.stream import EvalImages
 from gic.errors import ConfigError, require
 from gic.files import write_bytes
+from gic.quality.metric import ImageMetric, SetMetric
+from gic.quality.metrics import make_metrics
 
 DEFAULT_METRICS = ("psnr", "ms_ssim", "lpips_alex")
 
@@ -34,7 +36,7 @@ class Benchmark:
         data: Images: a folder, files, patterns or shards, or several of them; every image counts once.
         codecs: gic with its rate points and decodings; several to compare sets of weights.
         baselines: Other codecs, measured on the same images.
-        metrics: Names of metrics, see ``gic weights``.
+        metrics: Names of metrics, see ``gic weights``, or metrics of your own by ``class_path``.
         weights: Local weights of metrics by name; the others are looked for, then downloaded.
         output: Folder for results.json, results.csv, bd_rates.json, curves/, report.html and TensorBoard's log.
         cache: Folder for finished measurements, which other runs may share; ``cache`` in the output if left out.
@@ -51,7 +53,7 @@ class Benchmark:
         data: str | list[str],
         codecs: list[Gic] | None = None,
         baselines: list[BenchmarkCodec] | None = None,
-        metrics: list[str] = list(DEFAULT_METRICS),  # noqa: B006
+        metrics: list[str | ImageMetric | SetMetric] = list(DEFAULT_METRICS),  # noqa: B006
         weights: dict[str, str] | None = None,
         output: str = "runs/test",
         cache: str | None = None,
@@ -99,8 +101,6 @@ class Benchmark:
         Raises:
             GicError: If an image fails or settings are wrong; what was measured until then is kept.
         """
-        from gic.quality.metrics import make_metrics
-
         for codec in self.codecs:
             codec.checkpoint = codec.checkpoint or checkpoint
             codec.trust = trust

@@ -132,7 +132,7 @@ class Runner:
         check_names(codecs)
         self.image_metrics = list(image_metrics)
         self.set_metrics = list(set_metrics)
-        self.extractors = {metric.extractor.identity: metric.extractor for metric in set_metrics}
+        self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
         self.cache = cache
         self.team = team or Alone()
         self.report_images = report_images
@@ -281,7 +281,7 @@ class Runner:
                 here = [(order[r.sha256], self.cache.read_array(r.features[identity, curve, setting])) for r in mine]
                 parts = sorted((item for part in self.team.gather(here) for item in part), key=lambda item: item[0])
                 together = np.concatenate([array for _, array in parts])
-                judges = [metric for metric in self.set_metrics if metric.extractor.identity == identity]
+                judges = [metric for metric in self.set_metrics if metric.features_identity == identity]
                 if not curve:
                     originals[identity] = together
                     if len(together) < 2:

@@ -8,15 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from gic.errors import GicError
-from gic.quality.weights import (
-    FILES,
-    METRICS,
-    VARIABLE,
-    check_pyiqa_name,
-    find,
-    hub_folder,
-    metric_folder,
-)
+from gic.quality.table import FILES, METRICS
+from gic.quality.weights import VARIABLE, check_pyiqa_name, find, hub_folder, metric_folder, places
 
 
 @dataclass(frozen=True)
@@ -102,11 +95,11 @@ def state_of(metric: str, download: bool = False) -> MetricState:
         except GicError as error:
             problem = str(error)
     files = []
-    for key in METRICS.get(metric, ()):
+    for key in METRICS[metric].weights if metric in METRICS else ():
         path = find(key)
-        places = [str(place) for place in FILES[key].places]
+        looked_at = [str(place) for place in places(FILES[key])]
         size = path.stat().st_size if path else None
-        files.append(FileState(key, FILES[key].what, str(path) if path else None, size, places))
+        files.append(FileState(key, FILES[key].what, str(path) if path else None, size, looked_at))
     ready = problem is None and all(file.path for file in files)
     return MetricState(metric, ready, files, problem)
 

@@ -1,18 +1,30 @@
 """What a metric is: of one image, or of all images together (DESIGN 10).
 
-A subclass of :class:`ImageMetric` or :class:`SetMetric` is a metric wherever one can be named, by its ``class_path``.
+Each says what it is (:class:`MetricInfo`): the network, the weights with their hash, the library and its version.
+Images are uint8, so that what is measured is what a file decodes to. A subclass of :class:`ImageMetric` or
+:class:`SetMetric` is a metric wherever one can be named, by its ``class_path``::
+
+    class Loudness(ImageMetric):
+        info = MetricInfo("loudness", "Loudness", False, "image", "mine 1.0")
+        needs_reference = False
+
+        def measure(self, x_hat, x):
+            return float(x_hat.float().std())
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gic.errors import DataError
@@ -47,18 +59,49 @@ def exactly(device: torch.device) -> Iterator[None]:
         yield
 
 
-class ImageMetric(ABC):
+@dataclass(frozen=True)
+class Resources:
+    """What a metric may need to get ready.
+
+    Attributes:
+        device: Where its networks run.
+        named: Files of weights that the user names, by key.
+        download: Whether missing weights may be downloaded.
+        shared: What metrics of one run share, such as feature extractors, by a key of their own.
+    """
+
+    device: str = "cpu"
+    named: Mapping[str, Path] = field(default_factory=dict)
+    download: bool = True
+    shared: dict[Any, Any] = field(default_factory=dict)
+
+
+class Metric(ABC):
+    """What metrics have in common.
+
+    Attributes:
+        info: What it is; there at the latest after :meth:`start`.
+    """
+
+    info: MetricInfo
+
+    def start(self, resources: Resources) -> None:  # noqa: B027
+        """Get ready: load networks, if there are any. Called once, before the first image.
+
+        Raises:
+            ConfigError: If the weights cannot be had.
+            MissingExtraError: If a package is missing.
+        """
+
+
+class ImageMetric(Metric):
     """A metric of one image.
 
     Attributes:
-        higher_better: Its direction, for metrics that are not pyiqa's; :func:`higher_better` gives that of any metric.
-        info: What it is.
         needs_reference: Whether it compares with the original.
         smallest: Shortest side of images for which it is defined, in pixels.
     """
 
-    higher_better: ClassVar[bool]
-    info: MetricInfo
     needs_reference: bool = True
     smallest: int = 1
 
@@ -90,3 +133,21 @@ class ImageMetric(ABC):
     @abstractmethod
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The value of one image that is large enough."""
+
+
+class SetMetric(Metric):
+    """A distance between the distributions of features of all reconstructions and of all originals.
+
+    Attributes:
+        features_identity: What the features are; metrics of equal ones share them. There after :meth:`start`.
+    """
+
+    features_identity: str
+
+    @abstractmethod
+    def features(self, image: Tensor) -> NDArray[np.float32]:
+        """Features (N, D) of an image, uint8 (3, H, W), on the metric's device; N may be 0 for small images."""
+
+    @abstractmethod
+    def value(self, features_x_hat: NDArray[np.float32], features_x: NDArray[np.float32]) -> float:
+        """The distance, from the features of all images, each (N, D) with N >= 2."""

@@ -1,70 +1,40 @@
-"""The metrics of the benchmark: of single images, and of all images together (DESIGN 10).
+"""The metrics of single images, and how metrics are made by name (DESIGN 10).
 
-Each says what it is (:class:`gic.quality.metric.MetricInfo`): the network, the weights with their hash, the library
-and its version. Images are uint8, so that what is measured is what a file decodes to. A metric that cannot be had is
-named with the reason, never left out or replaced.
+A metric that cannot be had is named with the reason, never left out or replaced.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gic.errors import ConfigError, GicError, MissingExtraError, require
 from gic.pictures.tensors import as_float
-from gic.quality.metric import ImageMetric, MetricInfo
+from gic.quality.metric import ImageMetric, Metric, MetricInfo, Resources, SetMetric
 from gic.quality.networks import LPIPSNetwork, build_lpips, build_pyiqa
-from gic.quality.set_metrics import (
-    FID,
-    KID,
-    InceptionFeatures,
-    SetMetric,
-)
-from gic.quality.ssimulacra2 import SMALLEST as SMALLEST_SSIMULACRA2
 from gic.quality.ssimulacra2 import ssimulacra2
-from gic.quality.weights import (
-    METRICS,
-    MissingWeightsError,
-    check_pyiqa_name,
-    fingerprint,
-    named_files,
-)
+from gic.quality.table import METRICS, Entry
+from gic.quality.weights import MissingWeightsError, check_pyiqa_name, fingerprint, named_files
 from gic.version import __version__
 
-PYIQA_LABELS = {
-    "clipiqa": "CLIP-IQA",
-    "ilniqe": "IL-NIQE",
-    "topiq_nr": "TOPIQ-NR",
-    "topiq_fr": "TOPIQ-FR",
-    "pieapp": "PieAPP",
-}
-SMALLEST: Mapping[str, int] = {
-    "lpips_alex": 31,
-    "lpips_alex_moved": 33,
-    "lpips_squeeze": 17,
-    "lpips_vgg": 16,
-    "dists": 16,
-    "clipiqa": 32,
-    "niqe": 96,
-    "brisque": 16,
-}
-"""Shortest side of images, in pixels, for which a metric is defined."""
-MOVED = 2
-"""Rows and columns that ``lpips_alex_moved`` leaves out: half the stride of AlexNet's first layer."""
 _NOT_OF_ONE_IMAGE = ("fid", "sfid", "fid_dinov2", "inception_score", "clipscore", "fgresq_pair")
+
+
+def _info(name: str, identity: str, unit: str = "") -> MetricInfo:
+    entry = METRICS[name]
+    return MetricInfo(name, entry.label, entry.higher_better, "image", f"{name}: {identity}", unit)
 
 
 class PSNR(ImageMetric):
     """Peak signal-to-noise ratio over all pixels and the three channels of 8-bit RGB."""
 
-    higher_better = True
-    info = MetricInfo("psnr", "PSNR", higher_better, "image", "psnr: mean squared error over 8-bit RGB, peak 255", "dB")
+    info = _info("psnr", "mean squared error over 8-bit RGB, peak 255", "dB")
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The value in dB, infinite for equal images."""
@@ -76,13 +46,12 @@ class PSNR(ImageMetric):
 class MSSSIM(ImageMetric):
     """Multi-scale structural similarity, mean over the channels of RGB; five scales need sides above 160 pixels."""
 
-    higher_better = True
-    smallest = 161
+    smallest = METRICS["ms_ssim"].smallest
 
-    def __init__(self) -> None:
+    def start(self, resources: Resources) -> None:
+        """Import the library."""
         self._function = require("pytorch_msssim").ms_ssim
-        identity = f"ms_ssim: pytorch-msssim {version('pytorch-msssim')}, 8-bit RGB, window 11, 5 scales"
-        self.info = MetricInfo("ms_ssim", "MS-SSIM", self.higher_better, "image", identity)
+        self.info = _info("ms_ssim", f"pytorch-msssim {version('pytorch-msssim')}, 8-bit RGB, window 11, 5 scales")
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The value, 1 for equal images."""
@@ -92,45 +61,36 @@ class MSSSIM(ImageMetric):
 class SSIMULACRA2(ImageMetric):
     """SSIMULACRA 2, see :mod:`gic.quality.ssimulacra2`."""
 
-    higher_better = True
-    smallest = SMALLEST_SSIMULACRA2
-    info = MetricInfo(
-        "ssimulacra2", "SSIMULACRA 2", higher_better, "image", f"ssimulacra2: version 2.1, gic {__version__}, float64"
-    )
+    smallest = METRICS["ssimulacra2"].smallest
+    info = _info("ssimulacra2", f"version 2.1, gic {__version__}, float64")
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The score, 100 for equal images."""
         return ssimulacra2(x_hat, x)
 
 
-class LPIPSMetric(ImageMetric):
+class LPIPS(ImageMetric):
     """LPIPS, version 0.1.
 
     Args:
         net: Backbone.
-        named: Files that the user names, by key.
-        device: Where it runs.
-        download: Whether missing weights may be downloaded.
         moved: Rows and columns left out at the top and at the left. AlexNet's first layer has a stride of 4: a decoder
             that learned to please it on that grid does not please it beside it.
     """
 
-    higher_better = False
+    def __init__(self, net: LPIPSNetwork = "alex", moved: int = 0) -> None:
+        self._net, self._moved = net, moved
+        self._name = f"lpips_{net}" + ("_moved" if moved else "")
+        self.smallest = METRICS[self._name].smallest
 
-    def __init__(
-        self, net: LPIPSNetwork, named: Mapping[str, Path], device: str, download: bool, moved: int = 0
-    ) -> None:
-        network, files = build_lpips(net, named, download)
-        self._network = network.to(device)
-        self._moved = moved
-        name = f"lpips_{net}" + ("_moved" if moved else "")
-        self.smallest = SMALLEST[name]
-        identity = f"{name}: lpips {version('lpips')}, v0.1, backbone {fingerprint(files)}"
-        label = f"LPIPS ({net})"
-        if moved:
-            identity += f", without the first {moved} rows and columns"
-            label = f"LPIPS ({net}), moved"
-        self.info = MetricInfo(name, label, self.higher_better, "image", identity)
+    def start(self, resources: Resources) -> None:
+        """Load the network."""
+        network, files = build_lpips(self._net, resources.named, resources.download)
+        self._network = network.to(resources.device)
+        identity = f"lpips {version('lpips')}, v0.1, backbone {fingerprint(files)}"
+        if self._moved:
+            identity += f", without the first {self._moved} rows and columns"
+        self.info = _info(self._name, identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The distance, 0 for equal images."""
@@ -138,24 +98,26 @@ class LPIPSMetric(ImageMetric):
         return float(self._network(*pair))
 
 
-class PyiqaMetric(ImageMetric):
+class Pyiqa(ImageMetric):
     """A metric of pyiqa as its library computes it.
 
     Args:
-        name: Name in pyiqa.
-        named: Files that the user names, by key.
-        device: Where it runs.
-        download: Whether missing weights may be downloaded.
+        metric: Name in pyiqa.
     """
 
-    def __init__(self, name: str, named: Mapping[str, Path], device: str, download: bool) -> None:
-        network, files = build_pyiqa(name, named, download)
-        self._network: Any = network.to(device)
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self.smallest = METRICS[metric].smallest if metric in METRICS else 1
+
+    def start(self, resources: Resources) -> None:
+        """Load the network."""
+        name = self._metric
+        network, files = build_pyiqa(name, resources.named, resources.download)
+        self._network: Any = network.to(resources.device)
         self.needs_reference = network.metric_mode == "FR"
-        self.smallest = SMALLEST.get(name, 1)
         identity = f"{name}: pyiqa {version('pyiqa')}, {type(network.net).__name__}, {fingerprint(files)}"
-        label = PYIQA_LABELS.get(name, name.upper())
-        self.info = MetricInfo(name, label, higher_better(name), "image", identity)
+        entry = entry_of(name)
+        self.info = MetricInfo(name, entry.label, entry.higher_better, "image", identity)
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The score."""
@@ -164,20 +126,21 @@ class PyiqaMetric(ImageMetric):
         return float(score)
 
 
-_CLASSES: Mapping[str, type[ImageMetric | SetMetric]] = {
-    "psnr": PSNR,
-    "ms_ssim": MSSSIM,
-    "ssimulacra2": SSIMULACRA2,
-    "lpips_alex": LPIPSMetric,
-    "lpips_alex_moved": LPIPSMetric,
-    "lpips_squeeze": LPIPSMetric,
-    "lpips_vgg": LPIPSMetric,
-    "fid": FID,
-    "kid": KID,
-    "fid768": FID,
-    "kid768": KID,
-}
-"""Metrics by name; all others are pyiqa's."""
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+def entry_of(name: str) -> Entry:
+    """The table's entry of a metric, or what pyiqa says of one that it alone has.
+
+    Raises:
+        ConfigError: If there is no such metric; the text gives near names.
+        MissingExtraError: If it is pyiqa's, which is not installed.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    check_metric_name(name)
+    lower = require("pyiqa.default_model_configs").DEFAULT_CONFIGS[name].get("lower_better", False)
+    return Entry("gic.quality.metrics.Pyiqa", name.upper(), not lower, {"metric": name})
 
 
 def higher_better(name: str) -> bool:
@@ -185,16 +148,12 @@ def higher_better(name: str) -> bool:
 
     Raises:
         ConfigError: If there is no such metric.
-        MissingExtraError: If it is pyiqa's, which is not installed.
+        MissingExtraError: If it is pyiqa's alone, which is not installed.
 
     >>> higher_better("psnr"), higher_better("fid768")
     (True, False)
     """
-    if name in _CLASSES:
-        return _CLASSES[name].higher_better
-    check_metric_name(name)
-    require("pyiqa")
-    return not require("pyiqa.default_model_configs").DEFAULT_CONFIGS[name].get("lower_better", False)
+    return entry_of(name).higher_better
 
 
 def check_metric_name(name: str) -> None:
@@ -211,53 +170,42 @@ def check_metric_name(name: str) -> None:
 
 
 def make_metric(
-    name: str,
+    metric: str | Metric,
     weights: Mapping[str, str] | None = None,
     device: str = "cpu",
     download: bool = True,
-    extractors: dict[int, InceptionFeatures] | None = None,
+    shared: dict[Any, Any] | None = None,
 ) -> ImageMetric | SetMetric:
-    """Make one metric.
+    """Make one metric, or get one ready that was made.
 
     Args:
-        name: One that ``gic weights`` lists, or a name in pyiqa.
+        metric: A name that ``gic weights`` lists, a name in pyiqa, or a metric of your own.
         weights: Files that the user names, by the keys that ``gic weights`` lists.
         device: Where its networks run.
         download: Whether missing weights may be downloaded.
-        extractors: Extractors made so far, by dimensions; they are shared, and a new one is added.
+        shared: What the metrics of one run share, see :class:`gic.quality.metric.Resources`.
 
     Raises:
         ConfigError: If there is no such metric or its weights cannot be had.
         MissingExtraError: If a package is missing.
     """
-    check_metric_name(name)
-    named = named_files(weights)
-    if name == "psnr":
-        return PSNR()
-    if name == "ms_ssim":
-        return MSSSIM()
-    if name == "ssimulacra2":
-        return SSIMULACRA2()
-    kind = _CLASSES.get(name)
-    if kind is LPIPSMetric:
-        net: Any = name.removeprefix("lpips_").removesuffix("_moved")
-        return LPIPSMetric(net, named, device, download, MOVED if name.endswith("_moved") else 0)
-    if kind is not None and issubclass(kind, SetMetric):
-        extractors = {} if extractors is None else extractors
-        dimensions: Literal[768, 2048] = 768 if name.endswith("768") else 2048
-        if dimensions not in extractors:
-            extractors[dimensions] = InceptionFeatures(dimensions, named, device, download)
-        return kind(extractors[dimensions])
-    return PyiqaMetric(name, named, device, download)
+    if isinstance(metric, str):
+        entry = entry_of(metric)
+        module, _, name = entry.class_path.rpartition(".")
+        metric = getattr(import_module(module), name)(**entry.init_args)
+    if not isinstance(metric, (ImageMetric, SetMetric)):
+        raise ConfigError(f"a metric is a name, an ImageMetric or a SetMetric, not {type(metric).__name__}")
+    metric.start(Resources(device, named_files(weights), download, {} if shared is None else shared))
+    return metric
 
 
 def make_metrics(
-    names: Sequence[str], weights: Mapping[str, str] | None = None, device: str = "cpu"
+    metrics: Sequence[str | Metric], weights: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> tuple[list[ImageMetric], list[SetMetric], dict[str, str]]:
     """Make metrics by name.
 
     Args:
-        names: Names as :func:`make_metric` takes them.
+        metrics: What :func:`make_metric` takes.
         weights: Files that the user names, by the keys that ``gic weights`` lists.
         device: Where the networks run.
 
@@ -267,19 +215,22 @@ def make_metrics(
     Raises:
         ConfigError: If a name is unknown, or a file that the user names is missing or wrong.
     """
-    for name in names:
-        check_metric_name(name)
+    for each in metrics:
+        if isinstance(each, str):
+            check_metric_name(each)
     named = named_files(weights)
     images: list[ImageMetric] = []
     sets: list[SetMetric] = []
     missing: dict[str, str] = {}
-    extractors: dict[int, InceptionFeatures] = {}
-    for name in dict.fromkeys(names):
+    shared: dict[Any, Any] = {}
+    for each in dict.fromkeys(metrics):
         try:
-            metric = make_metric(name, weights, device, extractors=extractors)
+            metric = make_metric(each, weights, device, shared=shared)
         except GicError as error:
+            name = each if isinstance(each, str) else type(each).__name__
+            keys = (name, *(METRICS[name].weights if name in METRICS else ()))
             unavailable = isinstance(error, (MissingWeightsError, MissingExtraError))
-            if not unavailable and any(key in named for key in (name, *METRICS.get(name, ()))):
+            if not unavailable and any(key in named for key in keys):
                 raise
             missing[name] = str(error)
             continue

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gic.errors import ConfigError, DataError, require
-from gic.quality.metric import MetricInfo, exactly
+from gic.quality.metric import MetricInfo, Resources, SetMetric, exactly
+from gic.quality.table import METRICS
 from gic.quality.weights import (
     find,
     fingerprint,
@@ -103,59 +103,59 @@ class InceptionFeatures:
         return result
 
 
-class SetMetric(ABC):
-    """A distance between the distributions of the patches of all reconstructions and of all originals.
+class _OfPatches(SetMetric):
+    """A distance between the patches of all reconstructions and of all originals.
 
     Args:
-        extractor: Features that it compares; metrics of one extractor share them.
+        dimensions: 768 or 2048, the layer whose features it compares.
     """
 
-    higher_better: ClassVar[bool] = False
-    distance: ClassVar[str]
+    kind: ClassVar[str]
     """Its name without the layer."""
     method: ClassVar[str]
     """How it is computed."""
 
-    def __init__(self, extractor: InceptionFeatures) -> None:
-        self.extractor = extractor
-        layer = "" if extractor.dimensions == 2048 else str(extractor.dimensions)
-        label = f"{self.distance.upper()}{'-' if layer else ''}{layer} ({PATCH}x{PATCH} patches)"
-        identity = f"{self.method}; {extractor.identity}"
-        self.info = MetricInfo(f"{self.distance}{layer}", label, self.higher_better, "set", identity)
+    def __init__(self, dimensions: Literal[768, 2048] = 2048) -> None:
+        self.dimensions = dimensions
 
-    @property
-    def features_identity(self) -> str:
-        """What the features are; equal for metrics that share them."""
-        return self.extractor.identity
+    def start(self, resources: Resources) -> None:
+        """Load the network, or share the one of another metric."""
+        key = (InceptionFeatures, self.dimensions)
+        if key not in resources.shared:
+            resources.shared[key] = InceptionFeatures(
+                self.dimensions, resources.named, resources.device, resources.download
+            )
+        self.extractor: InceptionFeatures = resources.shared[key]
+        name = self.kind + ("" if self.dimensions == 2048 else str(self.dimensions))
+        label = f"{METRICS[name].label} ({PATCH}x{PATCH} patches)"
+        identity = f"{self.method}; {self.extractor.identity}"
+        self.info = MetricInfo(name, label, METRICS[name].higher_better, "set", identity)
+        self.features_identity = self.extractor.identity
 
     def features(self, image: Tensor) -> NDArray[np.float32]:
         """Features (patches, D) of an image, uint8 (3, H, W); none for an image with a side below :data:`PATCH`."""
         return self.extractor(image)
 
-    @abstractmethod
-    def value(self, features_x_hat: NDArray[np.float32], features_x: NDArray[np.float32]) -> float:
-        """The distance, from the features of the patches of all images, each (N, D) with N >= 2."""
 
-
-class FID(SetMetric):
+class FID(_OfPatches):
     """Fréchet distance between the normal distributions with the mean and covariance of the features."""
 
-    distance = "fid"
+    kind = "fid"
     method = "FID in float64"
 
     def value(self, features_x_hat: NDArray[np.float32], features_x: NDArray[np.float32]) -> float:
-        """See :meth:`SetMetric.value`; 0 for equal sets."""
+        """See :meth:`gic.quality.metric.SetMetric.value`; 0 for equal sets."""
         return frechet_distance(_double(features_x_hat), _double(features_x))
 
 
-class KID(SetMetric):
+class KID(_OfPatches):
     """Squared maximum mean discrepancy with the kernel (a.b / D + 1)^3."""
 
-    distance = "kid"
+    kind = "kid"
     method = "KID, unbiased, one estimate over all patches, cubic kernel, in float64"
 
     def value(self, features_x_hat: NDArray[np.float32], features_x: NDArray[np.float32]) -> float:
-        """See :meth:`SetMetric.value`; 0 in expectation for equal distributions, so that it may be negative."""
+        """See :class:`gic.quality.metric.SetMetric`; 0 in expectation for equal sets, so that it may be negative."""
         return squared_mmd(_double(features_x_hat), _double(features_x))
 
 

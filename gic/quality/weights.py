@@ -19,12 +19,12 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from gic.errors import ConfigError, GicError, MissingExtraError, require
+from gic.quality.table import FILES, METRICS, WeightsFile
 
 VARIABLE = "GIC_METRIC_WEIGHTS"
 CONNECT_SECONDS = 20.0
@@ -33,90 +33,6 @@ CONNECT_SECONDS = 20.0
 
 class MissingWeightsError(ConfigError):
     """Weights that are nowhere to be found and could not be downloaded; the text says what to do."""
-
-
-@dataclass(frozen=True)
-class WeightsFile:
-    """One file of weights.
-
-    Attributes:
-        key: Its name in configs, ``weights: {KEY: FILE}``.
-        what: What it holds, and which library downloads it.
-        names: Names in the folder GIC_METRIC_WEIGHTS, the library's own name first.
-        cache: Folder of the library's cache, below torch hub's, or an absolute path.
-    """
-
-    key: str
-    what: str
-    names: tuple[str, ...]
-    cache: str
-
-    @property
-    def places(self) -> list[Path]:
-        """Where it is looked for, in this order, if the user names no path."""
-        folder = metric_folder()
-        places = [] if folder is None else [folder / name for name in self.names]
-        return [*places, hub_folder() / self.cache / self.names[0]]
-
-
-_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-_FILES = (
-    WeightsFile(
-        "lpips_alex",
-        "AlexNet (torchvision): backbone of LPIPS, whole or features.* alone",
-        ("alexnet-owt-7be5be79.pth", "alexnet_features.pth"),
-        "checkpoints",
-    ),
-    WeightsFile(
-        "lpips_squeeze",
-        "SqueezeNet 1.1 (torchvision): backbone of LPIPS, whole or features.* alone",
-        ("squeezenet1_1-b8a52dc0.pth", "squeezenet1_1_features.pth"),
-        "checkpoints",
-    ),
-    WeightsFile(
-        "lpips_vgg",
-        "VGG-16 (torchvision): backbone of LPIPS, whole or features.* alone",
-        ("vgg16-397923af.pth", "vgg16_features.pth"),
-        "checkpoints",
-    ),
-    WeightsFile("fid", "Inception-v3 of FID and KID (torch-fidelity)", (_INCEPTION,), "checkpoints"),
-    WeightsFile(
-        "fid768",
-        "Inception-v3 of FID and KID up to its 768 features (torch-fidelity)",
-        (_INCEPTION, "inception_fid_768.pth"),
-        "checkpoints",
-    ),
-    WeightsFile("dists", "DISTS (pyiqa)", ("DISTS_weights-f5e65c96.pth",), "pyiqa"),
-    WeightsFile("dists_vgg", "VGG-16 (torchvision): backbone of DISTS, whole", ("vgg16-397923af.pth",), "checkpoints"),
-    WeightsFile("clipiqa", "CLIP RN50 as OpenAI publishes it, TorchScript (pyiqa)", ("RN50.pt",), "clip"),
-    WeightsFile("maniqa", "MANIQA trained on KonIQ-10k (pyiqa)", ("ckpt_koniq10k.pt",), "pyiqa"),
-    WeightsFile("musiq", "MUSIQ trained on KonIQ-10k (pyiqa)", ("musiq_koniq_ckpt-e95806b9.pth",), "pyiqa"),
-    WeightsFile("niqe", "NIQE (pyiqa)", ("niqe_modelparameters.mat",), "pyiqa"),
-    WeightsFile("brisque", "BRISQUE (pyiqa)", ("brisque_svm_weights.pth",), "pyiqa"),
-    WeightsFile("ilniqe", "IL-NIQE (pyiqa)", ("ILNIQE_templateModel.mat",), "pyiqa"),
-)
-FILES: Mapping[str, WeightsFile] = {file.key: file for file in _FILES}
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "psnr": (),
-    "ms_ssim": (),
-    "ssimulacra2": (),
-    "lpips_alex": ("lpips_alex",),
-    "lpips_alex_moved": ("lpips_alex",),
-    "lpips_squeeze": ("lpips_squeeze",),
-    "lpips_vgg": ("lpips_vgg",),
-    "dists": ("dists", "dists_vgg"),
-    "fid": ("fid",),
-    "kid": ("fid",),
-    "fid768": ("fid768",),
-    "kid768": ("fid768",),
-    "clipiqa": ("clipiqa",),
-    "maniqa": ("maniqa",),
-    "musiq": ("musiq",),
-    "niqe": ("niqe",),
-    "brisque": ("brisque",),
-    "ilniqe": ("ilniqe",),
-}
-"""Metrics and the keys of the files that they need. pyiqa has more metrics, whose files it alone knows."""
 
 
 def metric_folder() -> Path | None:
@@ -140,6 +56,13 @@ def hub_folder() -> Path:
     return Path(os.environ.get("TORCH_HOME", str(Path(cache, "torch"))), "hub").expanduser()
 
 
+def places(file: WeightsFile) -> list[Path]:
+    """Where a file is looked for, in this order, if the user names no path."""
+    folder = metric_folder()
+    own = [] if folder is None else [folder / name for name in file.names]
+    return [*own, hub_folder() / file.cache / file.names[0]]
+
+
 def named_files(weights: Mapping[str, str | os.PathLike[str]] | None) -> dict[str, Path]:
     """Paths that the user names, ``weights: {KEY: FILE}``.
 
@@ -152,9 +75,9 @@ def named_files(weights: Mapping[str, str | os.PathLike[str]] | None) -> dict[st
     paths = {}
     for key, name in (weights or {}).items():
         if key not in FILES:
-            needs = METRICS.get(key)
-            if needs is not None:
-                advice = f"name it {needs[0]}" if needs else "it needs none"
+            metric = METRICS.get(key)
+            if metric is not None:
+                advice = f"name it {metric.weights[0]}" if metric.weights else "it needs none"
                 raise ConfigError(f"there are no weights {key!r}: {advice}")
             check_pyiqa_name(key)
         path = Path(name).expanduser()
@@ -168,7 +91,7 @@ def find(key: str, named: Mapping[str, Path] | None = None) -> Path | None:
     """Local file of a key of :data:`FILES`, None if there is none."""
     if named and key in named:
         return named[key]
-    return next((path for path in FILES[key].places if path.is_file()), None)
+    return next((path for path in places(FILES[key]) if path.is_file()), None)
 
 
 def check_pyiqa_name(metric: str) -> None:
@@ -318,7 +241,7 @@ class _Source:
 
     def _named(self, target: Path) -> Path | None:
         """The path that the user names for a file; of metrics that only pyiqa knows, for the first it asks for."""
-        keys = [*METRICS.get(self.metric, ()), *FILES]
+        keys = [*(METRICS[self.metric].weights if self.metric in METRICS else ()), *FILES]
         key = next((key for key in keys if FILES[key].names[0] == target.name), None)
         if key is None and target.parent.name != "checkpoints" and self.named.get(self.metric) not in self.used:
             key = self.metric

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +26,9 @@ from gic.errors import ConfigError, GicError
 from gic.files import write_bytes
 from gic.models.codec import Codec
 from gic.pictures.tensors import to_tensor
-
-if TYPE_CHECKING:
-    from gic.quality.metrics import ImageMetric
-    from gic.quality.set_metrics import SetMetric
-
+from gic.quality.metric import ImageMetric, SetMetric
+from gic.quality.metrics import higher_better
+from gic.quality.table import METRICS, Tolerance
 
 BEFORE = "before.json"
 """File with the validation before the first step, in a run's folder of results."""
@@ -196,31 +194,7 @@ def print_table(means: Sequence[LevelResult], title: str, before: Sequence[Level
     Console().print(table)
 
 
-class Tolerance(NamedTuple):
-    """How much worse a judge may find the pictures before that is more than noise; the larger bound counts.
-
-    Attributes:
-        relative: Share of the earlier value.
-        absolute: In the metric's own unit.
-    """
-
-    relative: float
-    absolute: float
-
-
-JUDGES: Mapping[str, Tolerance] = {
-    "lpips_alex": Tolerance(0.05, 0.005),
-    "lpips_alex_moved": Tolerance(0.05, 0.005),
-    "lpips_squeeze": Tolerance(0.05, 0.005),
-    "lpips_vgg": Tolerance(0.05, 0.005),
-    "dists": Tolerance(0.05, 0.005),
-    "ssimulacra2": Tolerance(0.0, 2.0),  # a scale without zero
-    "niqe": Tolerance(0.05, 0.1),
-    "fid": Tolerance(0.05, 0.0),
-    "fid768": Tolerance(0.05, 0.0),
-    "kid": Tolerance(0.1, 0.0005),  # near zero, and below it, by chance
-    "kid768": Tolerance(0.1, 0.0001),
-}
+JUDGES: Mapping[str, Tolerance] = {name: m.tolerance for name, m in METRICS.items() if m.tolerance is not None}
 """Metrics of how pictures look. What is not in the loss judges what the loss has made of them.
 
 PSNR and MS-SSIM are not among them: perception costs distortion, and everybody knows it. The same images are measured
@@ -247,7 +221,6 @@ def gaming(
         ConfigError: If there is no metric of a name in ``trained``.
         MissingExtraError: If the direction of a metric takes a package that is missing.
     """
-    from gic.quality.metrics import higher_better
 
     def gain(name: str, old: LevelResult, new: LevelResult) -> float:
         """How much better a metric got, in its unit; 0 where it was not measured."""

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -23,6 +23,8 @@ from gic.data.module import TrainLoader
 from gic.errors import ConfigError, DataError, GicError
 from gic.models.codec import Codec, parameter_counts, trainable_parameters
 from gic.pictures.tensors import to_image
+from gic.quality.metric import ImageMetric, SetMetric
+from gic.quality.metrics import make_metrics
 from gic.training.clock import time_budget
 from gic.training.evaluation import (
     BEFORE,
@@ -39,10 +41,6 @@ from gic.training.evaluation import (
 )
 from gic.training.objective import Objective
 from gic.training.run_folder import run_folder
-
-if TYPE_CHECKING:
-    from gic.quality.metrics import ImageMetric
-    from gic.quality.set_metrics import SetMetric
 from gic.training.schedule import WarmupCosine
 from gic.training.watch import LossWatch
 
@@ -66,9 +64,10 @@ class LitCodec(L.LightningModule):
             with the package; resuming a run is ``--ckpt_path`` instead.
         levels: Levels q at which validation measures.
         realism: Values of r at which it measures.
-        metrics: What it measures, by the names of ``gic weights``; better not only what the objective holds, so that a
-            codec that games its own loss is found out (:func:`gic.training.evaluation.gaming`). FID and KID compare the
-            patches of all images at each level and realism.
+        metrics: What it measures, by the names of ``gic weights`` or the ``class_path`` of your own; better not only
+            what the objective holds, so that a codec that games its own loss is found out
+            (:func:`gic.training.evaluation.gaming`). FID and KID compare the patches of all images at each level and
+            realism.
         autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it, ``bfloat16`` on any device; ``off``
             stays in float32.
         compile: Translate the networks with ``torch.compile`` for training, where that works; a warning says so where
@@ -89,7 +88,7 @@ class LitCodec(L.LightningModule):
         init_from: str | None = None,
         levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
         realism: Sequence[float] = (0.0, 1.0),
-        metrics: Sequence[str] = ("psnr", "ms_ssim"),
+        metrics: Sequence[str | ImageMetric | SetMetric] = ("psnr", "ms_ssim"),
         autocast: Literal["auto", "bfloat16", "off"] = "auto",
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -374,8 +373,6 @@ class LitCodec(L.LightningModule):
     def _judges(self) -> tuple[list[ImageMetric], list[SetMetric]]:
         """The metrics, made at first use; those that cannot be had are named once."""
         if self._metric_objects is None:
-            from gic.quality.metrics import make_metrics
-
             images, sets, missing = make_metrics(self.metrics, None, str(self.device))
             self._metric_objects = images, sets
             for name, reason in missing.items():
