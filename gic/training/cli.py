@@ -38,6 +38,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # We pass the words of the command line on ourselves, with the extended configs put in.
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+    import lightning as L
     import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -47,9 +48,20 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.names import TRUST_HELP
     from gic.training.checkpoint import Checkpoint
     from gic.training.clock import TimeBudget
+    from gic.training.ema import EMA
     from gic.training.module import LitCodec
+    from gic.training.preemption import Preemption
+    from gic.training.progress import ProgressBar
     from gic.training.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
     from gic.training.run_folder import SaveConfig
+
+    # Callbacks that a config has a key for, so that another can change one setting: `ema: {decay: 0.99}`, `ema: null`.
+    OURS: dict[str, type[L.Callback]] = {  # noqa: N806 - a constant
+        "progress": ProgressBar,
+        "ema": EMA,
+        "checkpoint": Checkpoint,
+        "preemption": Preemption,
+    }
 
     class Parser(PlainErrors, LightningArgumentParser):
         """Says what is wrong in a line."""
@@ -58,7 +70,11 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         """LightningCLI for our module and data."""
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.set_defaults({"seed_everything": 0})
+            for name, callback in OURS.items():
+                parser.add_lightning_class_args(callback, name, subclass_mode=True, required=False)
+            parser.set_defaults(
+                {"seed_everything": 0, "model": {"class_path": _name(LitCodec)}, "data": {"class_path": _name(ImageData)}}
+            )
             parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -103,6 +119,14 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             read_plain_values_only(trainer)
             return trainer
 
+        def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Any:
+            """Add the callbacks that the config has a key for, unless its own list has one of that kind."""
+            listed = config.get("callbacks") or []
+            kinds = {type(each) for each in (listed if isinstance(listed, list) else [listed])}
+            return super()._instantiate_trainer(
+                config, [each for each in callbacks if each is not None and type(each) not in kinds]
+            )
+
         def before_fit(self) -> None:
             """Find the checkpoint of ``--ckpt_path auto``, and refuse a folder before anything is written there."""
             options = self.config_init["fit"]
@@ -136,8 +160,10 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
 
     try:
         return GicCLI(
-            LitCodec,
-            ImageData,
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_class=Parser,
             save_config_callback=SaveConfig,
@@ -154,3 +180,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             f"rank {torch.distributed.get_rank()} has lost contact with another rank, which was killed, has failed or "
             f"hangs: what it wrote says why; --ckpt_path goes on from the last checkpoint ({str(error).split('. ')[0]})"
         ) from error
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
