@@ -86,11 +86,7 @@ class Codec(nn.Module):
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if steps < 1 or not 0 < rho < math.inf:
             raise ConfigError(f"steps must be at least 1 and rho positive, not {steps} and {rho}")
-        if compressor.latent_channels != reverse.latent_channels:
-            raise ConfigError(
-                f"the reverse network is made for {reverse.latent_channels} latent channels, "
-                f"the compressor has {compressor.latent_channels}: set both latent_channels alike"
-            )
+        reverse.refine_for(compressor.latent_channels)
         self.compressor = compressor
         self.reverse = reverse
         self.q_min, self.q_max = q_min, q_max

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gic.errors import ConfigError
 from gic.method.posterior import truncated_normal_mean
 from gic.method.samplers import Denoiser, Realism, numbers
 
@@ -105,12 +106,24 @@ class ReverseNetwork(nn.Module, ABC):
     """U: what refines the prior of y from y_q; a subclass may be any network.
 
     Attributes:
-        latent_channels: M, channels of y that it refines.
+        latent_channels: M, channels of y that it refines; None as long as nobody has said it.
         realistic: Second weights for r > 0; None, or no such attribute, for a network in which r changes nothing.
     """
 
-    latent_channels: int
+    latent_channels: int | None
     realistic: nn.Module | None
+
+    def refine_for(self, latent_channels: int) -> None:
+        """Be the network of a compressor with so many latent channels; the codec asks for it.
+
+        Raises:
+            ConfigError: If the network is made for another number.
+        """
+        if self.latent_channels != latent_channels:
+            raise ConfigError(
+                f"the reverse network is made for {self.latent_channels} latent channels, the compressor has "
+                f"{latent_channels}: leave latent_channels of the reverse network out"
+            )
 
     @abstractmethod
     def forward(
@@ -135,7 +148,7 @@ class ReverseUNet(ReverseNetwork):
     """U: a small U-Net at latent resolution, conditioned on log q.
 
     Args:
-        latent_channels: M, channels of y; must be the compressor's.
+        latent_channels: M, channels of y; the compressor's if left out.
         widths: Channels at each resolution, from H/16 downwards, each half the size of the one before.
         blocks: Residual blocks at each resolution; those above the coarsest are there twice, down and up.
         embedding: Channels of the embedding of q.
@@ -148,7 +161,7 @@ class ReverseUNet(ReverseNetwork):
 
     def __init__(
         self,
-        latent_channels: int = 192,
+        latent_channels: int | None = None,
         widths: Sequence[int] = (128, 192),
         blocks: Sequence[int] = (1, 2),
         embedding: int = 64,
@@ -158,6 +171,21 @@ class ReverseUNet(ReverseNetwork):
         super().__init__()
         if not 1 <= len(widths) <= 3 or len(widths) != len(blocks):
             raise ValueError("widths and blocks of the reverse network must have the same length, 1 to 3")
+        self.latent_channels = None
+        self._settings = (widths, blocks, embedding, attention, realistic)
+        if latent_channels is not None:
+            self.refine_for(latent_channels)
+
+    def refine_for(self, latent_channels: int) -> None:
+        """Be the network of a compressor with so many latent channels: made now, if it was left open.
+
+        Raises:
+            ConfigError: If the network is made for another number.
+        """
+        if self.latent_channels is not None:
+            super().refine_for(latent_channels)
+            return
+        widths, blocks, embedding, attention, realistic = self._settings
         self.latent_channels = latent_channels
         self.embed = LevelEmbedding(embedding)
         self.enter = nn.Conv2d(3 * latent_channels, widths[0], 1)

@@ -56,7 +56,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.training.run_folder import SaveConfig
 
     # Callbacks that a config has a key for, so that another can change one setting: `ema: {decay: 0.99}`, `ema: null`.
-    OURS: dict[str, type[L.Callback]] = {  # noqa: N806 - a constant
+    OURS: dict[str, type[L.Callback]] = {
         "progress": ProgressBar,
         "ema": EMA,
         "checkpoint": Checkpoint,
@@ -72,8 +72,13 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for name, callback in OURS.items():
                 parser.add_lightning_class_args(callback, name, subclass_mode=True, required=False)
+            parts = {"model": LitCodec, "data": ImageData}
             parser.set_defaults(
-                {"seed_everything": 0, "model": {"class_path": _name(LitCodec)}, "data": {"class_path": _name(ImageData)}}
+                {
+                    "seed_everything": 0,
+                    "model": {"class_path": _name(LitCodec)},
+                    "data": {"class_path": _name(ImageData)},
+                }
             )
             parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
 
