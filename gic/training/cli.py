@@ -73,13 +73,8 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             for name, callback in OURS.items():
                 parser.add_lightning_class_args(callback, name, subclass_mode=True, required=False)
             parts = {"model": LitCodec, "data": ImageData}
-            parser.set_defaults(
-                {
-                    "seed_everything": 0,
-                    "model": {"class_path": _name(LitCodec)},
-                    "data": {"class_path": _name(ImageData)},
-                }
-            )
+            parser.set_defaults({key: {"class_path": _name(kind)} for key, kind in parts.items()})
+            parser.set_defaults({"seed_everything": 0})
             parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -128,6 +123,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             """Add the callbacks that the config has a key for, unless its own list has one of that kind."""
             listed = config.get("callbacks") or []
             kinds = {type(each) for each in (listed if isinstance(listed, list) else [listed])}
+            kinds |= {ProgressBar} if config.get("enable_progress_bar") is False else set()
             return super()._instantiate_trainer(
                 config, [each for each in callbacks if each is not None and type(each) not in kinds]
             )
