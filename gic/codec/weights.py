@@ -128,17 +128,20 @@ def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> di
     """
     weights, given = read_weights(path), read_checkpoint(path)["hyper_parameters"]
     settings: dict[str, Any] = {"codec": _described(path, weights.config, trust).tree()}
-    for name, kinds in (("levels", (int, float)), ("realism", (int, float)), ("metrics", (str,))):
+    for name in ("levels", "realism", "metrics"):
         if name not in given:
             continue
-        values = given[name]
-        if not isinstance(values, (list, tuple)) or not all(_is_plain(value, kinds) for value in values):
-            raise ConfigError(f"{path} does not say which {name} to measure: {name} must be a list of plain values")
+        values, right = given[name], _is_metric if name == "metrics" else _is_number
+        if not isinstance(values, (list, tuple)) or not all(right(value, trust) for value in values):
+            raise ConfigError(
+                f"{path} does not say which {name} to measure: {name} must be a list of plain values"
+                + (", or classes of packages that --trust names" if name == "metrics" else "")
+            )
         settings[name] = list(values)
     objective = given.get("objective")
     arguments = objective.get("init_args") if isinstance(objective, Mapping) else None
     if isinstance(arguments, Mapping) and "lambda_0" in arguments:
-        if not _is_plain(arguments["lambda_0"], (int, float)):
+        if not _is_number(arguments["lambda_0"]):
             raise ConfigError(f"{path} does not say what distortion weighs: lambda_0 must be a number")
         settings["objective"] = {
             "class_path": "gic.training.objective.Objective",
@@ -147,8 +150,21 @@ def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> di
     return settings
 
 
-def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
-    return type(value) in kinds and (isinstance(value, str) or math.isfinite(value))
+def _is_number(value: Any, trust: str | Sequence[str] = ()) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_metric(value: Any, trust: str | Sequence[str]) -> bool:
+    """Whether a value names a metric: by its name, or as a class of a trusted package with plain arguments."""
+    if isinstance(value, str):
+        return "." not in value
+    if not isinstance(value, Mapping) or set(value) - {"class_path", "init_args"}:
+        return False
+    package = str(value.get("class_path")).partition(".")[0]
+    arguments = value.get("init_args") or {}
+    values = arguments.values() if isinstance(arguments, Mapping) else [None]
+    plain = all(isinstance(v, (bool, int, float)) or (isinstance(v, str) and "." not in v) for v in values)
+    return plain and package in description.packages(trust)
 
 
 def load_codec_state(path: str | Path) -> dict[str, Tensor]:

@@ -5,8 +5,12 @@ and :mod:`gic.data.stream`. This module makes loaders of the streams and hands t
 
 ::
 
-    expand_shards -> TrainStream (in each worker) -> TrainLoader (per rank) --.
-                     EvalImages  (in each worker) -> DataLoader  (per rank) ---+-> ImageData
+    expand_sources -> TrainStream (in each worker) -> TrainLoader (per rank) --.
+                      EvalImages  (in each worker) -> DataLoader  (per rank) ---+-> ImageData
+
+A LightningDataModule of your own takes its place in a config by its ``class_path``. Its training batches are mappings
+with ``image``, uint8 (B, 3, h, w), h and w multiples of 64; its validation items, one image each, mappings with
+``image``, uint8 (3, H, W) of any size, and ``key``, a name.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
-from gic.data.reading import PATIENT, expand_shards
+from gic.data.reading import PATIENT, expand_sources
 from gic.data.remote import Remote
 from gic.data.stream import (
     EvalImages,
@@ -191,8 +195,8 @@ class ImageData(lightning.LightningDataModule):
     ``accumulate_grad_batches`` is.
 
     Args:
-        train: Shards, as :func:`expand_shards` takes them; None for synthetic images, which are made in
-            ``synthetic_dir`` at first use.
+        train: Shards or folders of images, as :func:`expand_sources` takes them; None for synthetic images, which are
+            made in ``synthetic_dir`` at first use.
         val: Shards, files or folders, as :class:`EvalImages` takes them; None for synthetic images.
         synthetic_dir: Folder for the shards of synthetic images.
         crop_size: Side of the training crops in pixels.
@@ -280,7 +284,7 @@ class ImageData(lightning.LightningDataModule):
         """
         if stage == "fit":
             self._loader = None  # a new run begins with epoch 0, or where load_state_dict says
-            expand_shards(self._source("train"))
+            expand_sources(self._source("train"))
         self._images()
 
     def train_dataloader(self) -> TrainLoader:
@@ -289,7 +293,7 @@ class ImageData(lightning.LightningDataModule):
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         loader = TrainLoader(
             TrainStream(
-                expand_shards(self._source("train")),
+                expand_sources(self._source("train")),
                 crop_size=self.crop_size,
                 batch_size=(self.cuda_batch_size if on_cuda else None) or self.batch_size,
                 batches_per_epoch=self.batches_per_epoch,

@@ -21,8 +21,9 @@ from webdataset import tariterators
 from gic.data.plan import Part
 from gic.data.remote import Remote, RemoteFile, cached
 from gic.errors import DataError
-from gic.pictures.find import IMAGE_SUFFIXES
+from gic.pictures.find import IMAGE_SUFFIXES, find_images
 
+_GROUP = 64  # files that take the place of a shard
 _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: "C:" is a drive
@@ -80,6 +81,52 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
     return shards
 
 
+class Files(NamedTuple):
+    """Image files that are read as a shard is: what a folder of pictures becomes for training.
+
+    Attributes:
+        name: What to call them in errors.
+        paths: The files, in order.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+def expand_sources(spec: str | Sequence[str]) -> list[str | Files]:
+    """List what training reads: shards, and image files in groups that take the place of shards.
+
+    Args:
+        spec: One or several of: shards as :func:`expand_shards` takes them (a folder stands for its ``*.tar`` if it has
+            any); else image files, folders of images and patterns as :func:`gic.pictures.find.find_images` takes them.
+
+    Raises:
+        DataError: If nothing is named, or shards, files or folders are missing or empty.
+    """
+    sources: list[str | Files] = []
+    for entry in [spec] if isinstance(spec, str) else spec:
+        if names_shards(entry):
+            sources += expand_shards(entry)
+        else:
+            found = find_images([entry])
+            groups = -(-len(found) // _GROUP)  # files side by side in a folder are alike, so that they are dealt out
+            sources += [Files(entry, tuple(found[group::groups])) for group in range(groups)]
+    if not sources:
+        raise DataError("no training images are named: give shards, or a folder of images")
+    return sources
+
+
+def names_shards(entry: str) -> bool:
+    """Whether an entry stands for shards and not for images."""
+    if is_url(entry):
+        return True
+    path = Path(entry)
+    if path.is_dir():
+        return any(path.glob("*.tar"))
+    shard = re.search(r"\.tar(\.\w+)?$|\.tgz$", entry) is not None or (not path.exists() and ".tar" in entry)
+    return shard or not entry
+
+
 def is_url(name: str) -> bool:
     """Whether a name is a URL (``https:``, ``s3:``, ``pipe:``, ...) and no path."""
     return _URL.match(name) is not None
@@ -106,17 +153,33 @@ PATIENT = Remote()
 """Remote shards are read with some patience, and not kept."""
 
 
-def read_shard(url: str, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
+def _read_files(files: Files, part: Part) -> Iterator[RawImage]:
+    """Read one part of a group of files, as :func:`read_shard` does of a shard."""
+    count = len(files.paths)
+    for index in range(round(part.start * count), round(part.stop * count)):
+        if index % part.parts == part.part:
+            path = files.paths[index]
+            try:
+                yield RawImage(str(path), str(path), path.read_bytes())
+            except OSError as error:
+                yield RawImage(str(path), f"{path}: {one_line(error)}", None, "unreadable_file")
+
+
+def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
     """Read the encoded images of one part of a shard, in order.
 
     Damage is told and not raised: as an item with a problem for each sample without an image, and one at
     the end if the shard is damaged, cannot be opened, or holds nothing. A damaged shard is not kept in the cache.
 
     Args:
-        url: Path or URL.
+        source: Path or URL of a shard; or files in the place of one.
         part: Which samples.
         remote: How a URL is read.
     """
+    if isinstance(source, Files):
+        yield from _read_files(source, part)
+        return
+    url = source
     problems: list[str] = []
 
     def note(error: Exception) -> bool:

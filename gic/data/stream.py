@@ -7,7 +7,6 @@ size.
 
 from __future__ import annotations
 
-import re
 import signal
 import zlib
 from collections import Counter
@@ -22,7 +21,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gic.data.plan import random_stream, resume_position, shard_plan
-from gic.data.reading import PATIENT, WHOLE_SHARD, RawImage, expand_shards, is_url, one_line, read_shard
+from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, one_line, read_shard
 from gic.data.remote import Remote
 from gic.errors import ConfigError, DataError, ImageError
 from gic.pictures.find import find_images
@@ -46,7 +45,7 @@ class TrainBatch(TypedDict):
         key: Names of the B samples in their shards.
         position: Number of the batch in this rank's epoch, from 0.
         skipped: Samples and shards passed over since the worker's last batch, by reason: ``undecodable``,
-            ``too_small``, ``no_image``, ``damaged_shard`` and ``unreadable_shard``.
+            ``too_small``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
     """
 
     image: torch.Tensor
@@ -154,7 +153,7 @@ class TrainStream(IterableDataset[Any]):
         batches_done: Batches of that epoch, of this rank, to pass over at its beginning.
 
     Args:
-        shards: Paths and URLs, as :func:`expand_shards` returns them.
+        shards: Shards, or files in their place, as :func:`gic.data.reading.expand_sources` lists them.
         crop_size: Side of the crops in pixels.
         batch_size: Crops per batch.
         batches_per_epoch: Batches that the rank yields, over all its workers.
@@ -180,7 +179,7 @@ class TrainStream(IterableDataset[Any]):
 
     def __init__(
         self,
-        shards: Sequence[str],
+        shards: Sequence[str | Files],
         *,
         crop_size: int,
         batch_size: int,
@@ -366,7 +365,7 @@ class EvalImages(IterableDataset[EvalItem]):
         check_settings(limit=limit)
         self.sources: list[str | Path] = []  # shards are text
         for entry in [source] if isinstance(source, str) else source:
-            self.sources += expand_shards(entry) if _names_shards(entry) else find_images([entry])
+            self.sources += expand_shards(entry) if names_shards(entry) else find_images([entry])
         if not self.sources:
             raise DataError("no images to evaluate are named: give shards, files or folders")
         self.limit = limit
@@ -390,16 +389,6 @@ class EvalImages(IterableDataset[EvalItem]):
                 yield RawImage(str(source), str(source), source)
             else:
                 yield from read_shard(source, WHOLE_SHARD, self.remote)
-
-
-def _names_shards(entry: str) -> bool:
-    """Whether an evaluation source is shards and not images."""
-    if is_url(entry):
-        return True
-    path = Path(entry)
-    if path.is_dir():
-        return any(path.glob("*.tar"))
-    return re.search(r"\.tar(\.\w+)?$|\.tgz$", entry) is not None or (not path.exists() and ".tar" in entry)
 
 
 def _load_item(raw: RawImage) -> EvalItem:

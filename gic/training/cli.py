@@ -100,6 +100,8 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             if command == "fit" or options.get("ckpt_path") is None:
                 return
             settings = validation_settings(options["ckpt_path"], options["trust"])
+            for name in ("codec", "objective"):  # theirs alone: nothing of what the config says of them
+                options["model"]["init_args"][name] = None
             self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
 from torch import Tensor
 
 from gic.data.module import TrainLoader
 from gic.errors import ConfigError, DataError, GicError
 from gic.models.codec import Codec, parameter_counts, trainable_parameters
-from gic.pictures.tensors import to_image
+from gic.pictures.tensors import to_image, to_tensor
 from gic.quality.metric import ImageMetric, SetMetric
 from gic.quality.metrics import make_metrics
 from gic.training.clock import time_budget
@@ -440,9 +441,8 @@ class LitCodec(L.LightningModule):
             picture = torch.cat(rows, dim=-2)
             to_image(picture).save(folder / f"{name}.png")
             self.print(f"written: {folder / f'{name}.png'}")
-            board: Any = getattr(self.logger, "experiment", None)
-            if hasattr(board, "add_image"):
-                board.add_image("val/grid", picture.clamp(0, 1), step)
+            for logger in self.loggers:
+                show_picture(logger, "val/grid", to_image(picture), step)
 
     def on_fit_end(self) -> None:
         """Show what this run changed, metrics that were not in its loss included."""
@@ -457,6 +457,18 @@ class LitCodec(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
+
+
+def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> None:
+    """Hand a picture to a logger that takes any: TensorBoard's, W&B's and those like it, MLflow's."""
+    if callable(take := getattr(logger, "log_image", None)):
+        take(key=name, images=[picture], step=step)
+        return
+    board: Any = getattr(logger, "experiment", None)
+    if callable(take := getattr(board, "add_image", None)):
+        take(name, to_tensor(picture), step)
+    elif callable(take := getattr(board, "log_image", None)):
+        take(logger.run_id, picture, key=name.replace("/", "_"), step=step)
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
