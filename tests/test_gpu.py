@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from places import CONFIGS, TESTS
 from small import picture
 from test_no_waiting import run_quietly
-from training_runs import CONFIGS, HERE, losses, tiny
+from training_runs import losses, tiny
 
 import gic
 from gic.codec.tiling import tiles_of
@@ -83,7 +84,7 @@ def learn(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         patch = pytest.MonkeyPatch()
         folder = tmp_path_factory.mktemp("run")
         patch.chdir(folder)
-        patch.syspath_prepend(str(HERE))
+        patch.syspath_prepend(str(TESTS))
         if device == "cpu" and "--model.compile" in more:  # without code generation, which takes minutes there
             patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         try:

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from places import CONFIGS, TESTS
 from small import picture
 
 from gic.errors import ConfigError
@@ -29,9 +29,6 @@ from gic.training.evaluation import (
     save_json,
     with_set_metrics,
 )
-
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs"
 
 # --- metrics of all images together -----------------------------------------------------------------------------------
 
@@ -96,7 +93,7 @@ def test_fewer_than_two_patches_have_no_value(count):
 
 def validated(folder, val, *more, ranks=1):
     """Means that ``gic validate`` leaves of a small codec, in processes of its own."""
-    words = ["validate", "--config", str(CONFIGS / "base.yaml"), "--config", str(HERE / "tiny.yaml")]
+    words = ["validate", "--config", str(CONFIGS / "base.yaml"), "--config", str(TESTS / "tiny.yaml")]
     words += ["--data.val", str(val), "--trainer.default_root_dir", str(folder), "--model.levels", "[1.0, 8.0]"]
     words += ["--model.metrics", "[psnr, fid768, kid768]", *more]
     words += ["--trainer.devices", str(ranks), *(["--trainer.strategy", "ddp"] if ranks > 1 else [])]

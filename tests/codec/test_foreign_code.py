@@ -13,6 +13,7 @@ import pytest
 import torch
 from own_networks import OwnCodec, OwnReverse
 from PIL import Image
+from places import CONFIGS, TESTS
 from safetensors.torch import save_file
 from small import CONFIG, small_model
 
@@ -21,8 +22,7 @@ from gic.codec.weights import build_codec, load_codec, read_weights, save_weight
 from gic.commands.dispatch import run
 from gic.errors import ConfigError
 
-HERE = Path(__file__).resolve().parent
-BASE = HERE.parent / "configs" / "base.yaml"
+BASE = CONFIGS / "base.yaml"
 
 
 def described(changes):
@@ -115,7 +115,7 @@ def refused(words, capsys):
 
 def lightning(command, pictures, tmp_path, *more):
     return [
-        *[command, "--config", str(BASE), "--config", str(HERE / "tiny.yaml")],
+        *[command, "--config", str(BASE), "--config", str(TESTS / "tiny.yaml")],
         *["--data.train", str(pictures / "train-*.tar"), "--data.val", str(pictures / "val-000000.tar")],
         *["--trainer.default_root_dir", str(tmp_path), *more],
     ]
@@ -410,6 +410,6 @@ def test_export_refuses_parameters_that_do_not_fit_their_codec(tmp_path, monkeyp
 def test_the_classes_in_the_table_are_the_networks(trap):
     from gic.codec.description import KNOWN
 
-    assert KNOWN["gic.models.compressor.ResidualCompressor"] is Compressor
+    assert KNOWN["gic.models.compressor.ResidualCompressor"] is ResidualCompressor
     for name, known in KNOWN.items():
         assert issubclass(known, torch.nn.Module), name

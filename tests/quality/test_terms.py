@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from metric_files import isolate, save_clip, save_cnniqa, save_maniqa, save_musiq
+from places import CONFIGS, TESTS
 from small import small_model
 from torch.nn import functional as F
 
@@ -16,8 +16,6 @@ from gic.errors import ConfigError
 from gic.quality.networks import lpips_network
 from gic.quality.terms import LPIPS, NoReference, _random_crop, moved
 from gic.training.objective import Objective
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def seeded(seed=0):
@@ -350,7 +348,7 @@ def test_terms_train_the_codec_and_are_no_part_of_it(file, tmp_path, monkeypatch
         "data": {"train": "pictures/train-*.tar", "val": "pictures/val-000000.tar", "batches_per_epoch": 2},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
-    configs = [str(CONFIGS / "base.yaml"), str(CONFIGS.parent / "tests" / "tiny.yaml"), "run.yaml"]
+    configs = [str(CONFIGS / "base.yaml"), str(TESTS / "tiny.yaml"), "run.yaml"]
     cli = make_cli(["fit", *(word for config in configs for word in ("--config", config))])
     cli.trainer.save_checkpoint("a.ckpt")
 

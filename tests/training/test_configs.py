@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from places import CONFIGS
 
 from gic.configs import expand_configs
 from gic.data.synthetic import synthetic_image
 from gic.errors import ConfigError
 from gic.training.cli import make_cli
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("models", "test", "strategies"))
 BENCHMARKS = sorted((CONFIGS / "test").glob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))

@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from places import CONFIGS, TESTS
 
 from gic.codec.weights import load_codec, read_weights
 from gic.errors import ConfigError, DataError
@@ -22,9 +22,6 @@ from gic.training.progress import ProgressBar
 from gic.training.schedule import WarmupCosine
 from gic.training.watch import LossWatch
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs"
-
 
 @pytest.fixture
 def words(pictures, tmp_path, monkeypatch):
@@ -33,7 +30,7 @@ def words(pictures, tmp_path, monkeypatch):
 
     def make(command, *more, config="base.yaml"):
         return [
-            *[command, "--config", str(CONFIGS / config), "--config", str(HERE / "tiny.yaml")],
+            *[command, "--config", str(CONFIGS / config), "--config", str(TESTS / "tiny.yaml")],
             *["--data.train", str(pictures / "train-*.tar"), "--data.val", str(pictures / "val-000000.tar")],
             *["--trainer.default_root_dir", str(tmp_path), *more],
         ]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from places import REPOSITORY, TESTS
 from small import KINDS, all_symbols, picture, small_model
 
 from gic.bitstream.container import GicFile
@@ -133,8 +134,8 @@ def process(*words: str) -> str:
     """Run this file as a process and return its last line."""
     # Threads that wait asleep: others may be at work on this machine.
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    root = str(Path(__file__).resolve().parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = [str(REPOSITORY), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
     done = subprocess.run([sys.executable, __file__, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]

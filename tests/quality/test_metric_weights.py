@@ -286,7 +286,8 @@ def test_download_fetches_what_is_missing(monkeypatch, no_network, tmp_path, cap
 
 
 def test_the_list_needs_no_torch():
-    code = "import sys; from gic.commands.dispatch import run; run(['weights', '--json']); sys.exit('torch' in sys.modules)"
+    run = "from gic.commands.dispatch import run; run(['weights', '--json'])"
+    code = f"import sys; {run}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from training_runs import CONFIGS, DDP, HERE, PATIENCE, losses, tiny
+from places import CONFIGS, REPOSITORY, TESTS
+from training_runs import DDP, PATIENCE, losses, tiny
 
 from gic.codec.weights import build_codec
 from gic.training.cli import make_cli
@@ -49,7 +50,7 @@ def test_every_stage_trains_on_two_processes_that_look_for_no_unused_parameters(
         words += ["--model.codec.init_args.compressor.init_args.realistic_stages", "2"]
         runs.append([*words, "--trainer.num_sanity_val_steps", "0", *LOSSES])
     script = "import json, sys; from gic.training.cli import make_cli; [make_cli(w) for w in json.load(sys.stdin)]"
-    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths}
     words = [sys.executable, "-c", script]
     done = subprocess.run(

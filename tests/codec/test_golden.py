@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from independent import decode
 from PIL import Image
+from places import TESTS
 from small import all_symbols, picture, small_codec
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = TESTS / "golden"
 HASHES = json.loads((GOLDEN / "hashes.json").read_text())
 
 spec = importlib.util.spec_from_file_location("regenerate", GOLDEN / "regenerate.py")

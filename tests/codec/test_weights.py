@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from places import TESTS
 
 import gic
 from gic.codec.weights import build_codec, default_checkpoint, load_codec, load_codec_state, read_weights
 from gic.commands.dispatch import run
 from gic.models.compressor import Latents
 
-TINY = Path(__file__).with_name("tiny_codec.yaml")
+TINY = TESTS / "tiny_codec.yaml"
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from training_runs import CONFIGS, DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
+from places import CONFIGS
+from training_runs import DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
 
 from gic.codec.weights import load_codec, shipped_weights
 from gic.errors import ConfigError

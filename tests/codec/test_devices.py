@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.fabric.accelerators import MPSAccelerator as FabricMPSAccelerator
 from lightning.pytorch.accelerators import CPUAccelerator, MPSAccelerator
 from PIL import Image
+from places import CONFIGS, TESTS
 from small import CONFIG, small_model
 
 import gic
@@ -18,8 +17,7 @@ from gic.commands.dispatch import run
 from gic.devices import check_accelerator
 from gic.errors import ConfigError
 
-HERE = Path(__file__).resolve().parent
-BASE = HERE.parent / "configs" / "base.yaml"
+BASE = CONFIGS / "base.yaml"
 
 
 @pytest.fixture
@@ -38,7 +36,7 @@ def mac(monkeypatch, tmp_path):
 
 def training(command, pictures, accelerator):
     return [
-        *[command, "--config", str(BASE), "--config", str(HERE / "tiny.yaml")],
+        *[command, "--config", str(BASE), "--config", str(TESTS / "tiny.yaml")],
         *["--data.train", str(pictures / "train-*.tar"), "--data.val", str(pictures / "val-000000.tar")],
         *["--trainer.default_root_dir", ".", "--trainer.max_steps", "1", "--trainer.accelerator", accelerator],
         *["--model.levels", "[1.0]", "--model.realism", "[0.0]", "--model.metrics", "[psnr]"],
