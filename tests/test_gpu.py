@@ -17,10 +17,11 @@ import pytest
 import torch
 from places import CONFIGS, TESTS
 from small import picture
-from test_no_waiting import run_quietly
 from training_runs import losses, tiny
+from waits import run_quietly
 
 import gic
+from gic.codec.decoder import decode_symbols
 from gic.codec.tiling import tiles_of
 from gic.training.cli import make_cli
 from gic.training.ema import EMA
@@ -166,7 +167,7 @@ def test_files_of_one_device_are_read_on_the_other(quantizer: Any, device: str) 
             for reader in codecs:
                 file = reader.open(data)
                 (place,) = tiles_of(file.width, file.height, file.tile)
-                symbols.append(reader.decode_symbols(file, 0, place))
+                symbols.append(decode_symbols(reader, file, 0, place))
                 decoded.append(reader.decompress_tensor(data, realism=1.0).int())
             for one, other in zip(*symbols, strict=True):
                 parts = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gic.benchmark import compressai_codecs
 from gic.benchmark import picture_codecs as baselines
 from gic.benchmark.compressai_codecs import CompressAIZoo
 from gic.benchmark.picture_codecs import Avif, Baseline, Heic, Jpeg, Jpeg2000, JpegXL, PillowBaseline, WebP
@@ -310,7 +311,7 @@ def test_zoo_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     import socket
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(baselines, "DOWNLOAD_SECONDS", 0.2)
+    monkeypatch.setattr(compressai_codecs, "DOWNLOAD_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/model-1-00000000.pth.tar"
         codec = CompressAIZoo("mbt2018-mean", [1])

@@ -24,6 +24,7 @@ from places import REPOSITORY, TESTS
 from small import KINDS, all_symbols, picture, small_model
 
 from gic.bitstream.container import GicFile
+from gic.codec.decoder import decode_symbols
 from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import tiles_of
 from gic.models.codec import Codec
@@ -86,7 +87,7 @@ def hashes(codec: ImageCodec, file: GicFile) -> dict[str, str]:
     """
     symbols, floats = [], []
     for index, place in enumerate(tiles_of(file.width, file.height, file.tile)):
-        z, _, y = codec.decode_symbols(file, index, place)
+        z, _, y = decode_symbols(codec, file, index, place)
         symbols += [z, y]
         mu, sigma = codec.model.compressor.hyper_synthesis(torch.from_numpy(z).float())
         floats += [mu.numpy(), torch.round(torch.log2(sigma) * 16).int().numpy()]

@@ -409,6 +409,7 @@ def test_export_refuses_parameters_that_do_not_fit_their_codec(tmp_path, monkeyp
 
 def test_the_classes_in_the_table_are_the_networks(trap):
     from gic.codec.description import KNOWN
+    from gic.models.compressor import ResidualCompressor
 
     assert KNOWN["gic.models.compressor.ResidualCompressor"] is ResidualCompressor
     for name, known in KNOWN.items():

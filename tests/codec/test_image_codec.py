@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from gic.bitstream.coder import level_code, level_value
 from gic.bitstream.container import MAX_METADATA, NO_METADATA, Metadata, Payload, pack, unpack
 from gic.bitstream.tables import OFFSETS, dither_values
-from gic.codec import image_codec as module
-from gic.codec.encoder import Encoding
+from gic.codec import decoder, encoder, image_codec, tiling
+from gic.codec.decoder import decode_symbols
+from gic.codec.encoder import Encoding, analyse
 from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import HALO, MAX_TILE, RAMP, tiles_of
 from gic.errors import ConfigError, FormatError, ImageError
@@ -94,12 +95,12 @@ def test_the_decoded_size_is_the_original_s(tile, codec) -> None:
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_the_decoder_s_latent_lies_in_the_cell_of_the_encoder_s(quantizer, q, monkeypatch) -> None:
     # The z of the analysis leaves elements out at 20; the encoder would take another one for it.
-    monkeypatch.setattr("gic.codec.image_codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
+    monkeypatch.setattr(encoder, "settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
     model = small_model()
     model.q_max = 32.0
     codec = ImageCodec(model, "cpu")
     pixels = picture(230, 200, "noise")
-    (analysed,) = codec.analyse(pixels, 0)
+    (analysed,) = analyse(codec, pixels, 0)
     seen: list[Tensor] = []
 
     def reverse(denoise, y_q, q, **options):
@@ -108,7 +109,7 @@ def test_the_decoder_s_latent_lies_in_the_cell_of_the_encoder_s(quantizer, q, mo
 
     data = codec.compress(pixels, q=q, quantizer=quantizer, seed=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sde, "reverse", reverse)
+        patch.setattr(image_codec, "reverse", reverse)
         codec.decompress_tensor(data)
     q = level_value(unpack(data).level)
     off = (seen[0] - analysed.y).abs()
@@ -294,7 +295,7 @@ def test_every_pixel_is_written_once_in_its_place(size, tile) -> None:
     file = codec.open(data)
     expected = torch.full((3, size[1], size[0]), -1.0)
     for index, place in enumerate(tiles_of(*size, tile)):
-        _, prior, symbols = codec.decode_symbols(file, index, place)
+        _, prior, symbols = decode_symbols(codec, file, index, place)
         y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.level), prior.mu)
         y = codec.model.denoiser(type("P", (), {"mu": prior.mu, "sigma": prior.sigma}))(  # type: ignore[arg-type]
             y_q, torch.full((1, 1, 1, 1), level_value(file.level))
@@ -336,8 +337,9 @@ def test_tiles_leave_no_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"steps across borders, tiled to untiled: {ratio:.4f}")
     assert abs(ratio - 1) < 0.01
     # Without the cross-fade and with a narrow halo there would be a seam.
-    monkeypatch.setattr(module, "HALO", 16)
-    monkeypatch.setattr(module, "RAMP", 0.01)
+    monkeypatch.setattr(encoder, "HALO", 16)
+    monkeypatch.setattr(decoder, "HALO", 16)
+    monkeypatch.setattr(tiling, "RAMP", 0.01)
     hard = codec.decompress_tensor(codec.compress(pixels, q=0.02, tile=128), realism=0.0, sampler="mean").float()
     print(f"without cross-fade and halo: {steps(hard) / steps(whole):.4f}")
     assert abs(steps(hard) / steps(whole) - 1) > 0.05
@@ -555,7 +557,8 @@ def test_pixels_stay_in_the_profile_that_travels(codec) -> None:
 
 
 def test_too_much_metadata_is_refused(codec, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_read_pixels", lambda *a: (picture(9, 9), Metadata(b"", bytes(MAX_METADATA + 1)), ()))
+    read = picture(9, 9), Metadata(b"", bytes(MAX_METADATA + 1)), ()
+    monkeypatch.setattr(image_codec, "read_pixels", lambda *a: read)
     with pytest.raises(ConfigError, match="leave out the metadata"):
         codec.compress("any.png", keep_metadata=True)
 

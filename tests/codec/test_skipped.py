@@ -84,7 +84,7 @@ def losses(encoding: Encoding, q: float) -> list[NDArray[np.float64]]:
     code = level_code(q)
     found = []
     for tile in encoding.tiles:
-        mask = encoding.codec.coder.coded_mask(tile.prior, code, encoding.quantizer == "dither")
+        mask = encoding.engine.coder.coded_mask(tile.prior, code, encoding.quantizer == "dither")
         error = np.abs((tile.y - tile.prior.mu).numpy().astype(np.float64)) / level_value(code)
         found.append(np.where(mask, 0, error))
     return found
@@ -107,7 +107,7 @@ def blocks(a: Tensor, b: Tensor) -> Tensor:
 @torch.inference_mode()
 def without_loss(encoding: Encoding, realism: float) -> Tensor:
     """What the synthesis makes of y itself: the end of all levels, for a picture in one piece."""
-    x = encoding.codec.model.compressor.synthesise(encoding.tiles[0].y, realism)
+    x = encoding.engine.model.compressor.synthesise(encoding.tiles[0].y, realism)
     x = x[0, :, : encoding.height, : encoding.width]
     return 255 * x.clamp(0, 1)
 
@@ -154,7 +154,7 @@ def test_photographs_keep_the_z_of_the_analysis(quantizer, name, shared: Path, m
     with Image.open(shared / "data" / "kodak" / name) as image:
         photograph = image.convert("RGB")
     checked = codec.encoding(photograph, quantizer=quantizer)
-    monkeypatch.setattr("gic.codec.image_codec.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
+    monkeypatch.setattr("gic.codec.encoder.settle", lambda compressor, coder, y, z, *_: (z, coder.prior(z)))
     unchecked = codec.encoding(photograph, quantizer=quantizer)
     for q in LEVELS:
         assert checked.compress(q=q) == unchecked.compress(q=q)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import tarfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from shard_files import CROP, encoded, every_key, keys, picture, stream, write_shards, write_tar
 from torch.utils.data import DataLoader
 
 import gic.data.stream
@@ -25,10 +25,8 @@ from gic.data.module import ImageData, TrainLoader
 from gic.data.plan import Part, shard_plan
 from gic.data.reading import expand_shards
 from gic.data.remote import Remote
-from gic.data.stream import EvalImages, TrainStream
+from gic.data.stream import EvalImages
 from gic.errors import ConfigError, DataError
-
-CROP = 16
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create"),
@@ -37,49 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory"),
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled val dataloader shuffling"),
 ]
-
-
-def picture(number: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
-    """Width and height; noise, different for each number."""
-    values = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
-def encoded(image: Image.Image, image_format: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format)
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return str(path)
-
-
-def write_shards(folder: Path, counts: Sequence[int]) -> list[str]:
-    """Shards of so many pictures each, named s0-000 and so on, each beside a text file."""
-    shards = []
-    for shard, count in enumerate(counts):
-        members: list[tuple[str, bytes]] = []
-        for index in range(count):
-            members.append((f"s{shard}-{index:03}.txt", b"a caption"))
-            members.append((f"s{shard}-{index:03}.png", encoded(picture(1000 * shard + index))))
-        shards.append(write_tar(folder / f"train-{shard:06}.tar", members))
-    return shards
-
-
-def stream(shards: Sequence[str], **settings: Any) -> TrainStream:
-    defaults = {"crop_size": CROP, "batch_size": 2, "batches_per_epoch": 6, "shuffle_buffer": 4}
-    return TrainStream(shards, **{**defaults, **settings})
-
-
-def keys(batches: Iterable[Any]) -> list[str]:
-    return [key for batch in batches for key in batch["key"]]
 
 
 @pytest.fixture
@@ -219,10 +174,6 @@ def share(shards: Sequence[str], slot: int, slots: int) -> int:
         lambda part: part.lap == 0, shard_plan(len(shards), seed=0, epoch=0, slot=slot, slots=slots)
     )
     return sum(not raw.problem for part in plan for raw in tarshards.read_shard(shards[part.shard], part))
-
-
-def every_key(counts: Sequence[int]) -> list[str]:
-    return [f"s{shard}-{index:03}" for shard, count in enumerate(counts) for index in range(count)]
 
 
 def test_each_pass_ends_before_the_next_begins(shards: list[str]) -> None:

@@ -9,16 +9,14 @@ import math
 import pytest
 import torch
 from bounds import rounding, terms_of
-from small import formula, picture, small_model
+from small import lapped_model, picture, small_model
 from torch import Tensor
 
 from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
-from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
 from gic.models.entropy_model import LAPPED_SIGMA_MAX
 from gic.models.lapped import BLOCK, LappedTransform, dct, order, prefilter
-from gic.models.reverse import ReverseUNet
 from gic.pictures.tensors import as_float
 
 TERMS = 3 * BLOCK**2 + 2 * BLOCK + 16
@@ -126,18 +124,6 @@ def test_the_expected_widths_fall_with_frequency() -> None:
 def test_numbers_of_coefficients_that_there_are_not_are_refused(channels) -> None:
     with pytest.raises(ConfigError, match="768"):
         LappedTransform(channels)
-
-
-def lapped_model(trained: bool) -> Codec:
-    """A small codec with the shortcut, as it is made or with weights that no initialisation would give."""
-    torch.manual_seed(0)
-    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=4, lapped=True)
-    codec = Codec(compressor, ReverseUNet(48, widths=(8,), blocks=(1,))).eval()
-    if trained:
-        with torch.no_grad():
-            for number, parameter in enumerate(p for p in codec.parameters() if not p.any()):
-                parameter.copy_(0.02 * formula(tuple(parameter.shape), number))
-    return codec
 
 
 @torch.no_grad()

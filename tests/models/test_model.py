@@ -9,6 +9,7 @@ import pytest
 import torch
 from bounds import rounding
 from scipy import stats
+from tiny_models import images, tiny
 from torch import Tensor, nn
 
 from gic.errors import ConfigError
@@ -20,21 +21,6 @@ from gic.models.entropy_model import SKIP_BELOW
 from gic.models.reverse import ReverseUNet
 
 Q = torch.tensor([0.5, 2.0, 8.0])
-
-
-def tiny(seed: int = 0, gain: float = 20.0, **options: object) -> Codec:
-    """A small codec in evaluation mode, with nothing left at zero."""
-    torch.manual_seed(seed)
-    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 1, 1), latent_channels=8, hyper_channels=4, gain=gain)
-    reverse = ReverseUNet(8, widths=(8, 16), blocks=(1, 1))
-    for parameter in reverse.parameters():
-        if not bool(parameter.any()):
-            nn.init.normal_(parameter, std=0.3)
-    return Codec(compressor, reverse, **options).eval()  # type: ignore[arg-type]
-
-
-def images(count: int = 3, height: int = 64, width: int = 128) -> Tensor:
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def generators(count: int = 3) -> list[torch.Generator]:

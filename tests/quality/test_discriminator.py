@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_losses import Roughness
-from test_model import images, tiny
+from terms import Roughness
+from tiny_models import adversarial, images, judge, started, tiny
 from torch import Tensor
 from training_runs import DDP, callback_words, finish, losses, start
 from training_runs import tiny as tiny_run
@@ -40,20 +40,6 @@ model:
       realism: [1.0]
       adversarial: {TERM.replace(chr(10), chr(10) + "    ")}
 """
-
-
-def judge(channels: int = 8) -> PatchDiscriminator:
-    torch.manual_seed(1)
-    return PatchDiscriminator(channels, width=4, latent_width=2, embedding=4)
-
-
-def adversarial(**options: Any) -> Adversarial:
-    return Adversarial(judge(), **{"warmup_steps": 0, "ramp_steps": 0, **options})
-
-
-def started(term: Adversarial) -> Adversarial:
-    term.steps = 1  # the warm-up of 0 steps is over
-    return term
 
 
 def realistic(**options: Any) -> Codec:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_data import every_key, keys, stream, write_shards
+from shard_files import every_key, keys, stream, write_shards
 from torch.utils.data import DataLoader
 from training_runs import DDP, KILL, PATIENCE, callback_words, children, finish, losses, start, tiny, wait_for
 

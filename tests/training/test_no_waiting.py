@@ -7,42 +7,19 @@ on values, has to wait for a GPU.
 from __future__ import annotations
 
 import copy
-import traceback
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from test_adversarial import adversarial, started
-from test_lapped import lapped_model
-from test_losses import Roughness
-from test_model import images, tiny
-from torch.utils._python_dispatch import TorchDispatchMode
+from small import lapped_model
+from terms import Roughness
+from tiny_models import adversarial, images, started, tiny
 from training_runs import tiny as tiny_run
+from waits import Waits, run_quietly
 
 from gic.method import posterior
-from gic.training.cli import make_cli
 from gic.training.objective import Objective
-from gic.training.watch import LossWatch
-
-WAITING = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select", "equal")
-
-
-class Waits(TorchDispatchMode):
-    """Collects the operators that a GPU must be waited for; integers are drawn on the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket._qualified_op_name.split("::")[1]
-        host = name == "_local_scalar_dense" and args[0].dtype == torch.int64
-        if name in WAITING and not host:
-            callers = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_stack()[-12:-1]]
-            self.found.append(f"{name} asked for by {' '.join(callers)}")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -122,45 +99,6 @@ def test_each_network_is_one_piece_for_torch_compile(realism: Any) -> None:
     for one, other in zip(whole(realistic)(y, y, y, q, r), realistic(y, y, y, q, r), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
-
-
-class Quiet(L.Callback):
-    """Lets nothing wait for a GPU from the end of one step to the end of another; without a GPU finds what would."""
-
-    def __init__(self, first: int = 3, last: int = 12) -> None:
-        self.first, self.last = first, last
-        self.waits = Waits()
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.first:
-            if torch.cuda.is_available():
-                torch.cuda.set_sync_debug_mode("error")
-            self.waits.__enter__()
-        if trainer.global_step == self.last:
-            self.waits.__exit__(None, None, None)
-            if torch.cuda.is_available():
-                torch.cuda.set_sync_debug_mode("default")
-
-
-def run_quietly(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a command line with logging, an average and a progress bar, and see that nothing waits between two logs."""
-    monkeypatch.setattr(posterior, "_counts_elements", lambda value: False)
-    logger = "[{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: runs}}]"
-    callbacks = "[{class_path: gic.training.ema.EMA}, {class_path: gic.training.progress.ProgressBar}]"
-    words = [*words, "--trainer.logger", logger, "--trainer.callbacks", callbacks, "--trainer.log_every_n_steps", "15"]
-    words += ["--trainer.enable_progress_bar", "true", "--data.batches_per_epoch", "100", "--trainer.max_steps", "16"]
-    cli = make_cli(words, run=False)
-    quiet = Quiet()
-    cli.trainer.callbacks.append(quiet)  # the last: what the others do is seen
-    if cli.trainer.strategy.root_device.type == "cpu":  # where every loss is looked at
-        monkeypatch.setattr(LossWatch, "look", lambda self: None)
-    try:
-        cli.trainer.fit(cli.model, cli.datamodule)
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("default")
-    assert cli.trainer.global_step == 16
-    assert not quiet.waits.found
 
 
 def test_a_run_waits_for_nothing_between_two_logs(

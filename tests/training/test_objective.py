@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from terms import Roughness
 from torch import Tensor, nn
 
 from gic.errors import ConfigError
@@ -20,19 +21,6 @@ from gic.training.module import LitCodec
 from gic.training.objective import Objective, mean_squared_error, psnr, rate_distortion_lambda
 
 Q = torch.tensor([0.5, 2.0, 8.0])
-
-
-class Roughness(PerceptualTerm):
-    """How far the horizontal differences of two images are apart, through a network of its own."""
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__(weight)
-        self.network = nn.Conv2d(3, 1, (1, 2), bias=False)
-        self.network.weight.data = torch.tensor([-1.0, 1.0]).expand(1, 3, 1, 2).clone()
-        self.network.requires_grad_(False)
-
-    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        return (self.network(x_hat) - self.network(x)).abs().flatten(1).mean(1)
 
 
 def tiny(seed: int = 0, **options: Any) -> Codec:
