@@ -163,15 +163,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_two_processes_at_once(tmp_path: Path) -> None:
+def test_two_processes_at_once(tmp_path: Path, repository: Path) -> None:
     folder = tmp_path / "shared"
     code = (
         "import sys, pathlib, gic.data.synthetic as s\n"
         f"s.ensure_synthetic_shards(pathlib.Path({str(folder)!r}), **{SMALL!r})\n"
         f"assert len(list(pathlib.Path({str(folder)!r}).glob('*.tar'))) == 5\n"
     )
-    root = Path(gic.data.synthetic.__file__).parent.parent
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=root) for _ in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=repository) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
     ensure_synthetic_shards(tmp_path / "alone", **SMALL)
     assert digests(folder) == digests(tmp_path / "alone")
