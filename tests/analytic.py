@@ -1,4 +1,4 @@
-"""Distributions whose denoiser is known in closed form, a denoiser that is the same to the bit in any batch, latents."""
+"""Distributions whose denoiser is known in closed form, a denoiser that is the same to the bit in any batch."""
 
 from __future__ import annotations
 
