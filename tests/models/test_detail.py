@@ -18,7 +18,7 @@ from gic.errors import ConfigError
 from gic.method.posterior import truncated_normal_mean
 from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
-from gic.models.lapped import LappedTransform
+from gic.models.lapped import LappedTransform, frequency_groups
 from gic.models.reverse import ReverseUNet
 from gic.pictures.tensors import as_float
 from gic.training.objective import Objective, psnr
@@ -114,7 +114,7 @@ def test_untrained_sigma_is_what_is_expected_of_each_coefficient() -> None:
 
 @pytest.mark.parametrize(("first", "count"), [(16, 48), (256, 256), (320, 192), (100, 668)])
 def test_groups_are_those_of_the_documentation(first: int, count: int) -> None:
-    assert LappedTransform(first + count).groups(first) == groups(first, count)
+    assert frequency_groups(first + count, first) == groups(first, count)
 
 
 def test_the_exact_prior_is_that_of_the_network() -> None:
