@@ -84,6 +84,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             if command == "fit" or options.get("ckpt_path") is None:
                 return
             settings = validation_settings(options["ckpt_path"], options["trust"])
+            options["model"].pop("codec", None)  # what the configs say of theirs would fill the gaps of this one
             self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
