@@ -407,10 +407,12 @@ def test_export_refuses_parameters_that_do_not_fit_their_codec(tmp_path, monkeyp
     assert not Path("w.safetensors").exists()
 
 
-def test_the_classes_in_the_table_are_the_networks(trap):
+def test_the_classes_in_the_table_are_networks_and_samplers_of_gic(trap):
     from gic.codec.description import KNOWN
+    from gic.method.samplers import Sampler
     from gic.models.compressor import ResidualCompressor
 
     assert KNOWN["gic.models.compressor.ResidualCompressor"] is ResidualCompressor
     for name, known in KNOWN.items():
-        assert issubclass(known, torch.nn.Module), name
+        assert name.startswith(("gic.models.", "gic.method.samplers."))
+        assert issubclass(known, (torch.nn.Module, Sampler)), name
