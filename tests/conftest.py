@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import REPOSITORY
 
 # Tests are small: one thread each is fastest, and leaves the other cores to whoever else is at work.
 torch.set_num_threads(int(os.environ.get("GIC_TEST_THREADS", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("GIC_TEST_THREADS", "1"))
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gic.bitstream.container import GicFile
+from gic.codec.decoder import decode_symbols
 from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import tiles_of
 from gic.models.codec import Codec
@@ -72,6 +73,18 @@ def small_model(salt: int = 0, latent_channels: int = 8, hyper_channels: int = 4
     return codec
 
 
+def lapped_model(trained: bool) -> Codec:
+    """A small codec with the shortcut, as it is made or with weights that no initialisation would give."""
+    torch.manual_seed(0)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=48, hyper_channels=4, lapped=True)
+    codec = Codec(compressor, ReverseUNet(48, widths=(8,), blocks=(1,))).eval()
+    if trained:
+        with torch.no_grad():
+            for number, parameter in enumerate(p for p in codec.parameters() if not p.any()):
+                parameter.copy_(0.02 * formula(tuple(parameter.shape), number))
+    return codec
+
+
 @cache
 def small_codec(salt: int = 0) -> ImageCodec:
     """The codec around :func:`small_model`, on the CPU; made once."""
@@ -106,4 +119,4 @@ def array(pixels: Tensor) -> NDArray[np.uint8]:
 def all_symbols(codec: ImageCodec, file: GicFile) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """z and y of each tile."""
     places = tiles_of(file.width, file.height, file.tile)
-    return [codec.decode_symbols(file, i, place)[::2] for i, place in enumerate(places)]
+    return [decode_symbols(codec, file, i, place)[::2] for i, place in enumerate(places)]

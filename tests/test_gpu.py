@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from places import CONFIGS, TESTS
 from small import picture
-from test_no_waiting import run_quietly
-from training_runs import CONFIGS, HERE, losses, tiny
+from training_runs import losses, tiny
+from waits import run_quietly
 
 import gic
+from gic.codec.decoder import decode_symbols
 from gic.codec.tiling import tiles_of
 from gic.training.cli import make_cli
 from gic.training.ema import EMA
@@ -83,7 +85,7 @@ def learn(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         patch = pytest.MonkeyPatch()
         folder = tmp_path_factory.mktemp("run")
         patch.chdir(folder)
-        patch.syspath_prepend(str(HERE))
+        patch.syspath_prepend(str(TESTS))
         if device == "cpu" and "--model.compile" in more:  # without code generation, which takes minutes there
             patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         try:
@@ -165,7 +167,7 @@ def test_files_of_one_device_are_read_on_the_other(quantizer: Any, device: str) 
             for reader in codecs:
                 file = reader.open(data)
                 (place,) = tiles_of(file.width, file.height, file.tile)
-                symbols.append(reader.decode_symbols(file, 0, place))
+                symbols.append(decode_symbols(reader, file, 0, place))
                 decoded.append(reader.decompress_tensor(data, realism=1.0).int())
             for one, other in zip(*symbols, strict=True):
                 parts = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]

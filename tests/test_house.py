@@ -1,4 +1,4 @@
-"""The package keeps its shape: imports point down through the wings, none runs in a circle, the printed tree is real."""
+"""The package keeps its shape: imports point down through the wings, none in a circle; the printed tree is real."""
 
 from __future__ import annotations
 

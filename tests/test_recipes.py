@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import HERE, PATIENCE, wait_for
+from places import REPOSITORY, TESTS
+from training_runs import PATIENCE, wait_for
 
 from gic.codec.weights import load_codec
 from gic.data.synthetic import ensure_synthetic_shards
 
-RECIPE = HERE.parent / "recipes" / "small.sh"
-TINY = ["--config", str(HERE / "tiny_codec.yaml"), "--trainer.accelerator", "cpu", "--model.metrics", "[psnr]"]
+RECIPE = REPOSITORY / "recipes" / "small.sh"
+TINY = ["--config", str(TESTS / "tiny_codec.yaml"), "--trainer.accelerator", "cpu", "--model.metrics", "[psnr]"]
 # LPIPS needs weights that are not at hand everywhere; a term of our own stands in for it.
 TINY += ["--model.objective.init_args.terms", "{coarse: {class_path: terms.CoarseDistance}}"]
 TINY += ["--model.codec.init_args.compressor.init_args.realistic_stages", "1"]
@@ -36,7 +37,7 @@ def shards(tmp_path: Path) -> Path:
 
 def begin(minutes: str, shards: Path, out: Path, **environment: str) -> subprocess.Popen[str]:
     """Start the recipe for a codec of a few thousand weights, in a process group of its own."""
-    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "GIC_PYTHON": sys.executable, **environment}
     words = ["bash", str(RECIPE), minutes, str(shards), str(out), *TINY]
     return subprocess.Popen(

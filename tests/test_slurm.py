@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import CONFIGS, REPOSITORY, TESTS
 from slurm_cluster import Cluster, missing_programs
 from small import CONFIG, small_model
-from training_runs import CONFIGS, HERE, PATIENCE, losses
+from training_runs import PATIENCE, losses
 
 from gic.benchmark.results import load_results
 from gic.codec.weights import save_weights
@@ -21,14 +22,14 @@ from gic.data.synthetic import ensure_synthetic_shards
 
 pytestmark = pytest.mark.slurm
 
-ROOT = HERE.parent
 STEPS = 300
 
 LOGGER = "[{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: tiny}}]"
 CALLBACKS = (
     "[{class_path: gic.training.ema.EMA, init_args: {decay: 0.9}}, "
     "{class_path: gic.training.checkpoint.Checkpoint, init_args: {every_n_steps: 20}}, "
-    "{class_path: gic.training.preemption.Preemption, init_args: {every_seconds: 1}}, {class_path: training_runs.Losses}]"
+    "{class_path: gic.training.preemption.Preemption, init_args: {every_seconds: 1}}, "
+    "{class_path: training_runs.Losses}]"
 )
 
 
@@ -47,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def workplace(tmp_path: Path) -> dict[str, str]:
     """Environment of the jobs; the nodes' names lead nowhere on one machine, so their addresses are given."""
-    path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")])
     return {
         "GIC_PYTHON": f"env PYTHONPATH={path} OMP_NUM_THREADS=1 {sys.executable}",
         "MASTER_ADDR": "127.0.0.1",
@@ -62,9 +63,9 @@ def submit(cluster: Cluster, folder: Path, workplace: dict[str, str], *words: st
 
 
 def fit_words(*more: str) -> list[str]:
-    configs = ["--config", str(CONFIGS / "base.yaml"), "--config", str(HERE / "tiny.yaml")]
+    configs = ["--config", str(CONFIGS / "base.yaml"), "--config", str(TESTS / "tiny.yaml")]
     trainer = ["--trainer.logger", LOGGER, "--trainer.callbacks", CALLBACKS, "--trainer.max_steps", str(STEPS)]
-    return [str(ROOT / "slurm" / "fit.sbatch"), *configs, *trainer, "--trainer.val_check_interval", "100", *more]
+    return [str(REPOSITORY / "slurm" / "fit.sbatch"), *configs, *trainer, "--trainer.val_check_interval", "100", *more]
 
 
 def test_a_job_on_two_nodes_is_interrupted_requeued_and_resumed(cluster, workplace, tmp_path):
@@ -155,7 +156,7 @@ def test_two_nodes_share_the_images_of_a_benchmark_and_the_tasks_of_an_array_hav
 
     def words(task: str) -> list[str]:
         paths = ["--ckpt_path", f"weights-{task}.safetensors", "--output", f"out-{task}", "--cache", f"cache-{task}"]
-        return [str(ROOT / "slurm" / "test.sbatch"), "--config", str(config), *paths]
+        return [str(REPOSITORY / "slurm" / "test.sbatch"), "--config", str(config), *paths]
 
     def finished(job: str) -> str:
         cluster.wait_for(lambda: not cluster("squeue", "-h", "-j", job), 2 * PATIENCE)

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from places import CONFIGS, REPOSITORY, TESTS
 
-HERE = Path(__file__).resolve().parent
-CONFIGS = HERE.parent / "configs"
 PATIENCE = 600  # seconds after which something is taken to hang; many times what it takes on a busy machine
 
 
@@ -63,7 +62,7 @@ def callback_words(*extra: str, every: int = 2, keep: int = 20) -> list[str]:
 def tiny(pictures: Path, *more: str, command: str = "fit") -> list[str]:
     """Command line of a tiny run on the CPU."""
     return [
-        *[command, "--config", str(CONFIGS / "base.yaml"), "--config", str(HERE / "tiny.yaml")],
+        *[command, "--config", str(CONFIGS / "base.yaml"), "--config", str(TESTS / "tiny.yaml")],
         *["--data.train", str(pictures / "train-*.tar"), "--data.val", str(pictures / "val-000000.tar")],
         *["--trainer.limit_val_batches", "0", *more],
     ]
@@ -75,7 +74,7 @@ DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 def start(words: Sequence[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
     """Start ``gic`` in a process of its own, with its output in the file ``out`` of the folder."""
     folder.mkdir(exist_ok=True)
-    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(REPOSITORY), str(TESTS), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": paths, **environment}
     with (folder / "out").open("a") as out:
         return subprocess.Popen(

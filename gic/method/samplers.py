@@ -197,15 +197,15 @@ class Restart(Sampler):
         restarts: Number of coin flips, at least 0.
 
     Raises:
-        ConfigError: If ``restarts`` is negative.
+        ConfigError: If ``restarts`` is negative, or no whole number.
     """
 
     restarts: int = 1
 
     def __post_init__(self) -> None:
         """Check the range."""
-        if self.restarts < 0:
-            raise ConfigError(f"restarts must be 0 or more, not {self.restarts}")
+        if not isinstance(self.restarts, int) or self.restarts < 0:
+            raise ConfigError(f"restarts must be 0 or more, a whole number, not {self.restarts!r}")
 
     @staticmethod
     def _leg(steps: int) -> int:
@@ -245,7 +245,8 @@ def spelled(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     try:
         node = ast.parse(text.strip(), mode="eval").body
         call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-        if not isinstance(call.func, (ast.Name, ast.Attribute)) or any(k.arg is None for k in call.keywords):
+        names = {k.arg for k in call.keywords}
+        if not isinstance(call.func, (ast.Name, ast.Attribute)) or None in names or len(names) < len(call.keywords):
             raise ValueError
         parameters = [ast.literal_eval(value) for value in call.args]
         return ast.unparse(call.func), parameters, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
