@@ -110,7 +110,7 @@ def test_the_tree_in_contributing_is_the_real_one(repository: Path) -> None:
         if match := re.match(r"  (\w+)/ ", line):
             wing = match[1]
             listed[wing] = set()
-        elif match := re.match(r"  ([\w, .]+?\.py)  ", line):
+        elif match := re.match(r"  (\w[\w, .]*?\.py)  ", line):
             listed.setdefault("", set()).update(re.findall(r"(\w+)\.py", match[1]))
         elif match := re.match(r"    (\w+)\.py ", line):
             listed[wing].add(match[1])

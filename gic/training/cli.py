@@ -174,6 +174,13 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             args=expand_configs(argv if run else argv[1:]),
             run=run,
         )
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GicError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None  # jsonargparse has wrapped what a constructor said
     except RuntimeError as error:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         # NCCL and the store have types for this; gloo has its source file's name.
