@@ -26,6 +26,7 @@ STRATEGIES = sorted((CONFIGS / "strategies").glob("*.yaml"))
 def offline_metrics(monkeypatch):
     """Metrics without their downloads: published weights are not needed to build a config."""
     import gic.quality.metrics  # imports the functions themselves, and would keep those below
+    import gic.quality.networks
     import gic.quality.terms
 
     def random_lpips(net, named=None, download=True):
@@ -36,7 +37,7 @@ def offline_metrics(monkeypatch):
     def any_quality(metric, named=None, download=True, **options):
         return SimpleNamespace(metric_mode="NR", lower_better=False, net=torch.nn.Identity()), []
 
-    monkeypatch.setattr(gic.quality.terms, "build_lpips", random_lpips)
+    monkeypatch.setattr(gic.quality.networks, "build_lpips", random_lpips)
     monkeypatch.setattr(gic.quality.terms, "build_pyiqa", any_quality)
 
 

@@ -582,7 +582,7 @@ def test_auto_begins_anew_without_a_checkpoint_and_asks_for_a_name(
     logger = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs, name: tiny}}"
     with pytest.raises(ConfigError, match="version NAME"):
         make_cli([*words, *callback_words(), "--trainer.logger", f"[{logger}]"])
-    with pytest.raises(ConfigError, match=r"gic\.training\.Checkpoint"):
+    with pytest.raises(ConfigError, match=r"gic\.training\.checkpoint\.Checkpoint"):
         make_cli([*words, "--trainer.callbacks", "[{class_path: gic.training.ema.EMA}]"])
 
 

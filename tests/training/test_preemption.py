@@ -95,7 +95,7 @@ def test_a_signal_before_the_first_step_is_not_lost(pictures, tmp_path, monkeypa
 
 def test_what_preemption_needs_is_named(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"gic\.training\.Checkpoint"):
+    with pytest.raises(ConfigError, match=r"gic\.training\.checkpoint\.Checkpoint"):
         make_cli(tiny(pictures, "--trainer.callbacks", "[{class_path: gic.training.preemption.Preemption}]"))
     with pytest.raises(ConfigError, match="every_seconds"):
         Preemption(every_seconds=-1)

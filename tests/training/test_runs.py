@@ -18,6 +18,7 @@ from training_runs import DDP, TERM, callback_words, finish, losses, start, tiny
 from gic.codec.weights import load_codec, shipped_weights
 from gic.errors import ConfigError
 from gic.training import clock as runs
+from gic.training import run_folder as run_folders
 from gic.training.checkpoint import Checkpoint
 from gic.training.cli import make_cli
 from gic.training.clock import TimeBudget, seconds_of, seconds_to_job_end
@@ -56,7 +57,7 @@ def test_runs_that_begin_at_the_same_time_have_folders_of_their_own(tmp_path: Pa
     (tmp_path / "version_7").mkdir()
     (tmp_path / "version_old").mkdir()
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(runs._next_version, [tmp_path] * 32))
+        folders = list(pool.map(run_folders._next_version, [tmp_path] * 32))
     assert sorted(int(folder.name.removeprefix("version_")) for folder in folders) == list(range(8, 40))
 
 
