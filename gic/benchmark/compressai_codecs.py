@@ -17,9 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gic.benchmark.picture_codecs import (
-    Baseline,
-)
+from gic.benchmark.picture_codecs import Baseline
 from gic.errors import ConfigError, MissingExtraError, require
 from gic.pictures.tensors import to_image, to_tensor
 

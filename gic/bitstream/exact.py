@@ -145,7 +145,6 @@ class IntegerNetwork:
                 bits, in_limit = FRACTION_BITS, out_limit
             else:
                 self.steps.append(module.upscale_factor if isinstance(module, nn.PixelShuffle) else None)
-        self._devices: dict[torch.device, list[IntegerConv | int | None]] = {torch.device("cpu"): self.steps}
 
     @property
     def convolutions(self) -> list[IntegerConv]:
@@ -156,18 +155,17 @@ class IntegerNetwork:
     def __call__(self, z: Tensor) -> Tensor:
         """Whole numbers (B, C, h, w) of any dtype to whole numbers in float64.
 
-        Computed on the device of ``z``, or on the CPU where that may lack float64.
+        Computed on the CPU, whatever the device of ``z``: the coder that takes the result is there.
 
         Raises:
             ValueError: If ``z`` is not made of whole numbers.
         """
-        x = z.detach().to(z.device if z.device.type in ("cpu", "cuda") else "cpu")
-        x = x.to(torch.float64).contiguous()
+        x = z.detach().to("cpu", torch.float64).contiguous()
         if not torch.equal(x, torch.floor(x)):  # also refuses nan
             raise ValueError("the hyper-latent must be made of whole numbers")
         x = x.clamp(-INPUT_MAX, INPUT_MAX)
         with torch.autocast(x.device.type, enabled=False):
-            for step in self._on(x.device):
+            for step in self.steps:
                 if step is None:
                     x = x.clamp_min(0)
                 elif isinstance(step, int):
@@ -175,16 +173,6 @@ class IntegerNetwork:
                 else:
                     x = _convolve(x, step)
         return x
-
-    def _on(self, device: torch.device) -> list[IntegerConv | int | None]:
-        if device not in self._devices:
-            self._devices[device] = [
-                step._replace(weight=step.weight.to(device), bias=step.bias.to(device), scale=step.scale.to(device))
-                if isinstance(step, IntegerConv)
-                else step
-                for step in self.steps
-            ]
-        return self._devices[device]
 
 
 def _convolve(x: Tensor, conv: IntegerConv) -> Tensor:

@@ -5,16 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from gic.bitstream.container import SUFFIX, unpack
-from gic.commands.jobs import (
-    Job,
-    add_codec,
-    add_files,
-    load_codec,
-    plan_jobs,
-    read,
-    run_jobs,
-    write,
-)
+from gic.commands.jobs import Job, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, write
 from gic.errors import ConfigError
 
 

@@ -7,17 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gic.bitstream.container import SUFFIX
-from gic.commands.jobs import (
-    Job,
-    add_codec,
-    add_files,
-    find_gic_files,
-    load_codec,
-    plan_jobs,
-    read,
-    run_jobs,
-    write,
-)
+from gic.commands.jobs import Job, add_codec, add_files, find_gic_files, load_codec, plan_jobs, read, run_jobs, write
 from gic.errors import ConfigError
 
 

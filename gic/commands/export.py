@@ -5,9 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from gic.codec.weights import (
-    export_checkpoint,
-)
+from gic.codec.weights import export_checkpoint
 from gic.errors import ConfigError
 
 

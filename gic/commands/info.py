@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gic.bitstream.container import SUFFIX, unpack
-from gic.commands.jobs import (
-    STREAM,
-    find_gic_files,
-    read,
-)
+from gic.commands.jobs import STREAM, find_gic_files, read
 from gic.errors import GicError
 
 

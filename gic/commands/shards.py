@@ -6,11 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from rich.console import Console
 
-from gic.data.shards import (
-    left_out,
-    summary,
-    write_shards,
-)
+from gic.data.shards import left_out, summary, write_shards
 
 
 def add_options(parser: ArgumentParser) -> None:

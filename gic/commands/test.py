@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gic.benchmark.benchmark import (
-    Benchmark,
-    FabricTeam,
-)
+from gic.benchmark.benchmark import Benchmark, FabricTeam
 from gic.configs import PlainErrors, expand_configs
 from gic.devices import check_accelerator
 from gic.errors import require

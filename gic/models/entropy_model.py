@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gic.models.layers import (
-    LowerBound,
-)
+from gic.models.layers import LowerBound
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
 """Range of the prior's standard deviation, in units of y ..."""

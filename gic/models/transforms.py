@@ -19,13 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gic.errors import ConfigError
 from gic.method.samplers import Realism, numbers
-from gic.models.layers import (
-    AttentionBlock,
-    ResidualBlock,
-    ResidualBottleneckBlock,
-    conv3x3,
-    subpel_conv3x3,
-)
+from gic.models.layers import AttentionBlock, ResidualBlock, ResidualBottleneckBlock, conv3x3, subpel_conv3x3
 
 Block = Literal["residual", "bottleneck"]
 

@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from gic.errors import ConfigError, DataError, require
 from gic.quality.metric import MetricInfo, Resources, SetMetric, exactly
 from gic.quality.table import METRICS
-from gic.quality.weights import (
-    find,
-    fingerprint,
-    library_weights,
-)
+from gic.quality.weights import find, fingerprint, library_weights
 
 PATCH = 256
 """Side of the patches that FID and KID compare, in pixels."""

@@ -16,11 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gic.errors import ConfigError
-from gic.quality.networks import (
-    LPIPSNetwork,
-    build_pyiqa,
-    lpips_network,
-)
+from gic.quality.networks import LPIPSNetwork, build_pyiqa, lpips_network
 from gic.quality.weights import named_files
 
 
