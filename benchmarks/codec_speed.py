@@ -51,8 +51,8 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
     z, prior, symbols = codec.decode_symbols(file, 0, place)
     x = codec.model.pad(pixels[None].float() / 255).to(codec.device)
     mu, sigma = prior.mu.to(codec.device), prior.sigma.to(codec.device)
-    level = torch.tensor([level_value(file.level)], device=codec.device)
-    y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.level), prior.mu).to(codec.device)
+    level = torch.tensor([level_value(file.code)], device=codec.device)
+    y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu).to(codec.device)
     y = compressor.g_a(x)
     picture = codec.decompress(data)
 
@@ -68,14 +68,14 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
         "analysis": lambda: compressor.g_a(x),
         "hyper-analysis": lambda: compressor.h_a(y),
         "entropy parameters": lambda: codec.coder.prior(z_cpu),
-        "symbols and coder": lambda: (codec.coder.encode_z(tile.z), encoding.at(file.level)),
+        "symbols and coder": lambda: (codec.coder.encode_z(tile.z), encoding.at(file.code)),
     }
     decode: Calls = {
         "entropy parameters": lambda: codec.coder.prior(z_cpu),
         "symbols and coder": lambda: (
             codec.coder.decode_z(file.payloads[0].z, z.shape),
-            codec.coder.decode_y(file.payloads[0].y, prior, file.level),
-            sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.level), prior.mu),
+            codec.coder.decode_y(file.payloads[0].y, prior, file.code),
+            sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu),
             prior.sigma,
         ),
         f"reverse, {steps} steps": reverse,

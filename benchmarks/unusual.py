@@ -3,8 +3,8 @@
     python benchmarks/unusual.py ~/kodak --output benchmarks/results/unusual.json
 
 Each picture is turned grey and coded at q = 1 with and without the search for another z (gic/codec/skipped.py), and
-decoded at r = 0: bytes, PSNR, the worst block of 16 x 16 pixels (root of the mean square, in grey levels), and the CPU seconds
-of the analysis. The last are given for the picture in colour too.
+decoded at r = 0: bytes, PSNR, the worst block of 16 x 16 pixels (root of the mean square, in grey levels), and the CPU
+seconds of the analysis. The last are given for the picture in colour too.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ CONFIG = {
 
 
 def formula(shape: tuple[int, ...], salt: int) -> Tensor:
-    """Numbers in [-1/2, 1/2) by whole-number arithmetic: no random generator, no library version."""
+    """Numbers in [-1/2, 1/2) by integer arithmetic: no random generator, no library version."""
     index = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt)
     mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
     mixed = ((mixed ^ (mixed >> np.uint64(15))) * np.uint64(2246822519)) % np.uint64(2**32)

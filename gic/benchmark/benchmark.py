@@ -19,7 +19,7 @@ from gic.benchmark.curves import save_curves
 from gic.benchmark.published import PublishedCurve, read_published
 from gic.benchmark.report import write_report
 from gic.benchmark.results import Results, save_results
-from gic.benchmark.runner import Record, Runner, Team, about_run
+from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
 from gic.data.stream import EvalImages
 from gic.errors import ConfigError, require
 from gic.files import write_bytes
@@ -88,7 +88,7 @@ class Benchmark:
         )
 
     def run(
-        self, team: Team, command: Sequence[str], checkpoint: str | None = None, trust: Sequence[str] = ()
+        self, team: ProcessGroup, command: Sequence[str], checkpoint: str | None = None, trust: Sequence[str] = ()
     ) -> Results | None:
         """Measure everything; returns the results on the first process, None on the others.
 
@@ -122,7 +122,7 @@ class Benchmark:
                 print(f"not computed: {name}: {reason}", file=sys.stderr)
         named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
         about = about_run(command, team.device, named)  # now: the code may be changed while it runs
-        with Narrator(self._count(team)) as runner.say:
+        with ProgressReporter(self._count(team)) as runner.say:
             mine, failures = runner.run(self.data, self.limit)
         records = runner.collect(mine, failures)
         sets = runner.set_values(records, mine)
@@ -132,7 +132,7 @@ class Benchmark:
         self._write(results, records)
         return results
 
-    def _count(self, team: Team) -> int | None:
+    def _count(self, team: ProcessGroup) -> int | None:
         """Number of this process' images, if that is known before they are read."""
         sources = EvalImages(self.data).sources
         if any(isinstance(source, str) for source in sources):  # shards
@@ -202,7 +202,7 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-class FabricTeam:
+class FabricProcessGroup:
     """The processes that Lightning's Fabric started.
 
     Args:
@@ -223,7 +223,7 @@ class FabricTeam:
         return items
 
 
-class Narrator:
+class ProgressReporter:
     """Says which image is being measured: a moving bar on a terminal, a line for each image elsewhere."""
 
     def __init__(self, total: int | None) -> None:
@@ -238,7 +238,7 @@ class Narrator:
         self._total = total
         self._current, self._count = "", 0
 
-    def __enter__(self) -> Narrator:
+    def __enter__(self) -> ProgressReporter:
         self._progress.start()
         return self
 

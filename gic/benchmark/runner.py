@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "numpy", "pillow", "compressai", "torchmetrics", "lpips", "pyiqa", "torch-fidelity", "bjontegaard")
 
 
-class Team(Protocol):
-    """The processes of a run; :class:`Alone` or Lightning's Fabric behind :mod:`gic.benchmark.cli`."""
+class ProcessGroup(Protocol):
+    """The processes of a run; :class:`SingleProcess` or Lightning's Fabric behind :mod:`gic.benchmark.cli`."""
 
     rank: int
     size: int
@@ -56,7 +56,7 @@ class Team(Protocol):
         """The items of all processes, in the order of their ranks, on every process."""
 
 
-class Alone:
+class SingleProcess:
     """A run of one process."""
 
     rank, size = 0, 1
@@ -125,7 +125,7 @@ class Runner:
         image_metrics: Sequence[ImageMetric],
         set_metrics: Sequence[SetMetric],
         cache: Cache,
-        team: Team | None = None,
+        team: ProcessGroup | None = None,
         report_images: int = 0,
         say: Progress | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class Runner:
         self.set_metrics = list(set_metrics)
         self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
         self.cache = cache
-        self.team = team or Alone()
+        self.team = team or SingleProcess()
         self.report_images = report_images
         self.say = say or (lambda key, what: None)
         self.not_computed: dict[str, str] = {}

@@ -147,10 +147,10 @@ class EntropyCoder:
     # --- hyper-latent -------------------------------------------------------------------------------------
 
     def prior(self, z: Tensor) -> Prior:
-        """Prior of y from whole numbers z (B, N, h, w) of any dtype, on the device of ``z``.
+        """Prior of y from integers z (B, N, h, w) of any dtype, on the device of ``z``.
 
         Raises:
-            ValueError: If ``z`` is not made of whole numbers.
+            ValueError: If ``z`` is not made of integers.
         """
         out = self._h_s(z)
         mu, log2_sigma = out[:, : self._means], out[:, self._means :]
@@ -235,7 +235,7 @@ class EntropyCoder:
         """Mask of the coded elements, the table of each of them, and the tables."""
         dither = offsets is not None
         mask = self.coded_mask(prior, code, dither)
-        # sigma / q to the nearest scale, in whole numbers.
+        # sigma / q to the nearest scale, in integers.
         ratio = _numpy(prior.log2_sigma)[mask] - (code + SCALE_FIRST - SCALE_STEP // 2)
         tables = np.clip(ratio // SCALE_STEP, 0, (SCALE_LAST - SCALE_FIRST) // SCALE_STEP)
         if offsets is not None:

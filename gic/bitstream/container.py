@@ -1,6 +1,6 @@
 """The container of a ``.gic`` file: bytes to fields and back (DESIGN 8; every field is described in docs/format.md).
 
-    "GIC" | version | flags | model id | width, height | level | [seed] | [tile] | [metadata] | lengths | payloads | CRC
+    "GIC" | version | flags | model id | width, height | code | [seed] | [tile] | [metadata] | lengths | payloads | CRC
 
 All numbers are little-endian; lengths and sizes are unsigned LEB128 varints in their shortest form. Nothing here knows
 what the payloads mean. :func:`unpack` proves a file consistent before anything is decoded: every length lies within the
@@ -21,7 +21,7 @@ VERSION = 1
 SUFFIX = ".gic"
 MODEL_ID_BYTES = 6
 LEVELS_PER_OCTAVE = 1024
-"""The level is log2 q in units of 1 / LEVELS_PER_OCTAVE; the same as ``gic.bitstream.coder``'s."""
+"""The code of a level is log2 q in units of 1 / LEVELS_PER_OCTAVE."""
 MAX_SIDE = 1 << 16
 """Largest width and height, in pixels."""
 MAX_PIXELS = 1 << 28
@@ -71,7 +71,7 @@ class GicFile:
         model_id: First bytes of the hash of the weights.
         width: Of the original image, in pixels.
         height: Of the original image, in pixels.
-        level: Integer code of q, ``q = 2^(level / LEVELS_PER_OCTAVE)``.
+        code: Of the level, an integer: ``q = 2^(code / LEVELS_PER_OCTAVE)``.
         quantizer: ``round`` or ``dither``.
         seed: Of the dither, 0 to 2^32 - 1; 0 with ``round``.
         tile: Side of a tile in pixels, a multiple of 64; 0 for an image coded in one piece.
@@ -82,7 +82,7 @@ class GicFile:
     model_id: bytes
     width: int
     height: int
-    level: int
+    code: int
     payloads: tuple[Payload, ...]
     quantizer: Literal["round", "dither"] = "round"
     seed: int = 0
@@ -92,7 +92,7 @@ class GicFile:
     @property
     def q(self) -> float:
         """Quantisation step, for display; decoders take :func:`gic.bitstream.coder.level_value`, which is exact."""
-        return float(2.0 ** (self.level / LEVELS_PER_OCTAVE))
+        return float(2.0 ** (self.code / LEVELS_PER_OCTAVE))
 
 
 def tile_count(width: int, height: int, tile: int) -> int:
@@ -124,7 +124,7 @@ def pack(file: GicFile) -> bytes:
         _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _METADATA * (file.metadata != NO_METADATA)
     )
     out = bytearray(_FIXED.pack(MAGIC, VERSION, flags, file.model_id))
-    out += _varint(file.width) + _varint(file.height) + struct.pack("<h", file.level)
+    out += _varint(file.width) + _varint(file.height) + struct.pack("<h", file.code)
     if flags & _DITHER:
         out += struct.pack("<I", file.seed)
     if flags & _TILED:
@@ -209,7 +209,7 @@ def unpack(data: bytes) -> GicFile:
     width, height = reader.varint(), reader.varint()
     if (problem := size_problem(width, height)) is not None:
         raise FormatError(f"the header is damaged: {problem}")
-    (level,) = struct.unpack("<h", reader.take(2))
+    (code,) = struct.unpack("<h", reader.take(2))
     seed = struct.unpack("<I", reader.take(4))[0] if flags & _DITHER else 0
     tile = reader.varint() * TILE_UNIT if flags & _TILED else 0
     if flags & _TILED and not 0 < tile <= MAX_SIDE:
@@ -219,7 +219,7 @@ def unpack(data: bytes) -> GicFile:
         model_id=model_id,
         width=width,
         height=height,
-        level=level,
+        code=code,
         payloads=_read_payloads(reader, tile_count(width, height, tile)),
         quantizer="dither" if flags & _DITHER else "round",
         seed=seed,

@@ -1,4 +1,4 @@
-"""Convolutions in whole numbers: the same result on every device, whatever the order of summation (DESIGN 8).
+"""Convolutions in integers: the same result on every device, whatever the order of summation (DESIGN 8).
 
 A trained network of 3x3 convolutions, ReLU and pixel shuffles becomes one of integers. Activations are multiples of
 ``2^-FRACTION_BITS``, clamped to ``+-2^MAGNITUDE_BITS`` of these; the weights of each output channel are multiples of a
@@ -6,7 +6,7 @@ power of two chosen so fine that
 
     max |input| * sum |w| + |b| < 2^53                                                    for every channel,
 
-which is checked when the network is made. Then every partial sum of the products, in any order, is a whole number that
+which is checked when the network is made. Then every partial sum of the products, in any order, is an integer that
 float64 represents, with or without fused multiply-add: a float64 matrix product is exact. Convolution routines are
 avoided since they may transform their operands (Winograd, FFT); scaling by powers of two, floor and clamp are exact.
 """
@@ -29,7 +29,7 @@ FRACTION_BITS = 12
 MAGNITUDE_BITS = 26
 """... and at most 2^MAGNITUDE_BITS of these: +-16384."""
 INPUT_MAX = 2**15
-"""Inputs are whole numbers, clamped to +-INPUT_MAX; outputs likewise to +-OUTPUT_MAX."""
+"""Inputs are integers, clamped to +-INPUT_MAX; outputs likewise to +-OUTPUT_MAX."""
 OUTPUT_MAX = 2**24
 WEIGHT_BITS = 20
 """No weight takes more bits than this, and the largest of a channel no fewer than WEIGHT_BITS_MIN, unless it is far
@@ -38,17 +38,17 @@ WEIGHT_BITS_MIN = 10
 SHIFT_BITS = 40
 """Sums are no finer than 2^-SHIFT_BITS units of the output: weights far below any effect become 0."""
 EXACT_SUM = 2**53
-"""Whole numbers up to here are float64 numbers."""
+"""Integers up to here are float64 numbers."""
 
 _BAND_ELEMENTS = 2**20  # of the unfolded input: 8 MiB
 
 
 class IntegerConv(NamedTuple):
-    """One convolution in whole numbers.
+    """One convolution in integers.
 
     Attributes:
-        weight: Whole numbers in float64, (O, C * k * k).
-        bias: Whole numbers in float64, (O, 1), with the half added that turns floor into rounding.
+        weight: Integers in float64, (O, C * k * k).
+        bias: Integers in float64, (O, 1), with the half added that turns floor into rounding.
         scale: Powers of two, (O, 1), that bring the sums to units of the output.
         limit: Clamp of the output.
         kernel: Kernel size k, odd; stride 1, "same" padding.
@@ -92,7 +92,7 @@ def integer_conv(
         whole = np.floor(np.ldexp(w, exponent[:, None]) + 0.5)
         with np.errstate(over="ignore"):
             whole_bias = np.floor(np.ldexp(b, shift) + 0.5) + np.where(shift > 0, np.ldexp(0.5, shift), 0.0)
-        # Whole numbers below 2^53 here, or large enough for rounding not to matter.
+        # Integers below 2^53 here, or large enough for rounding not to matter.
         exact = in_limit * np.abs(whole).sum(1) + np.abs(whole_bias) < EXACT_SUM
         if exact.all():
             columns = [torch.from_numpy(v)[:, None] for v in (whole_bias, np.ldexp(1.0, -shift))]
@@ -110,7 +110,7 @@ def _numpy(x: Tensor) -> NDArray[np.float64]:
 
 
 class IntegerNetwork:
-    """A network of convolutions, ReLU and pixel shuffles in whole numbers, from and to whole numbers.
+    """A network of convolutions, ReLU and pixel shuffles in integers, from and to integers.
 
     Args:
         network: ``nn.Sequential``, nested at will, of ``nn.Conv2d`` (odd kernel, stride 1, "same" zero padding),
@@ -153,16 +153,16 @@ class IntegerNetwork:
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
-        """Whole numbers (B, C, h, w) of any dtype to whole numbers in float64.
+        """Integers (B, C, h, w) of any dtype to integers in float64.
 
         Computed on the CPU, whatever the device of ``z``: the coder that takes the result is there.
 
         Raises:
-            ValueError: If ``z`` is not made of whole numbers.
+            ValueError: If ``z`` is not made of integers.
         """
         x = z.detach().to("cpu", torch.float64).contiguous()
         if not torch.equal(x, torch.floor(x)):  # also refuses nan
-            raise ValueError("the hyper-latent must be made of whole numbers")
+            raise ValueError("the hyper-latent must be made of integers")
         x = x.clamp(-INPUT_MAX, INPUT_MAX)
         with torch.autocast(x.device.type, enabled=False):
             for step in self.steps:

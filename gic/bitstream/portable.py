@@ -53,7 +53,7 @@ def exp(x: Array | float) -> Array:
 
 
 def exp2(x: Array | float) -> Array:
-    """``2^x`` for |x| <= 1000; exact at whole numbers."""
+    """``2^x`` for |x| <= 1000; exact at integers."""
     x = _float64(x)
     k = np.floor(x + 0.5)
     return np.ldexp(_polynomial((x - k) * (_LN2_HI + _LN2_LO), _EXP_TERMS), k.astype(np.int32))
@@ -121,5 +121,5 @@ def erfc(x: Array | float) -> Array:
 
 
 def normal_cdf(x: Array | float) -> Array:
-    """Distribution function of the standard normal law."""
+    """Distribution function of the standard normal distribution."""
     return 0.5 * erfc(_float64(x) * -_SQRT_HALF)

@@ -1,6 +1,6 @@
 """Range asymmetric numeral system (Duda 2013, arXiv 1311.2540): numbers with known frequencies to bytes and back.
 
-One state of up to 40 bits, renormalised by 16-bit words, in whole numbers: exact by construction, safe on any input.
+One state of up to 40 bits, renormalised by 16-bit words, in integers: exact by construction, safe on any input.
 The inner loops are there twice: in Python, about half a microsecond per symbol, and in C (``_rans.c``), about thirty
 nanoseconds with all that is around them, for installations that had a compiler; see :data:`COMPILED`. By measurement
 (benchmarks/entropy_coders.py) preferred to ``compressai.ans`` (crashes on damaged data), to ``constriction`` (how it
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from gic.errors import FormatError
 
 PRECISION = 16
-"""Frequencies are whole numbers >= 1 that sum up to 2^PRECISION."""
+"""Frequencies are integers >= 1 that sum up to 2^PRECISION."""
 TOTAL = 1 << PRECISION
 
 _LOWER = 1 << 24  # the state is at least this once words have been written

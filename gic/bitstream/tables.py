@@ -50,7 +50,7 @@ def dither_values(offsets: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
 
 
 class Tables:
-    """Frequencies of whole numbers, many tables in one: for each ``low ... high`` and an escape, all at least 1.
+    """Frequencies of integers, many tables in one: for each ``low ... high`` and an escape, all at least 1.
 
     Args:
         low: Smallest symbol of each table.
@@ -235,7 +235,7 @@ def factorized_tables(prior: FactorizedPrior) -> Tables:
 
 
 def _search(predicate: Callable[[NDArray[np.int64]], NDArray[np.bool_]], count: int) -> NDArray[np.int64]:
-    """Smallest whole number k for which a rising predicate holds, within +-(_Z_TABLE_MAX + 1), for ``count`` cases."""
+    """Smallest integer k for which a rising predicate holds, within +-(_Z_TABLE_MAX + 1), for ``count`` cases."""
     no = np.full(count, -_Z_TABLE_MAX - 1)
     yes = np.full(count, _Z_TABLE_MAX + 1)
     while int((yes - no).max()) > 1:

@@ -40,7 +40,7 @@ def decode_symbols(
     z = engine.coder.decode_z(payload.z, shape)
     prior = engine.coder.prior(torch.from_numpy(z))
     offsets = engine.offsets(file.quantizer, file.seed, index, (rows, columns))
-    return z, prior, engine.coder.decode_y(payload.y, prior, file.level, offsets)
+    return z, prior, engine.coder.decode_y(payload.y, prior, file.code, offsets)
 
 
 class Decoding:
@@ -57,7 +57,7 @@ class Decoding:
         self.file = file
         self.reconstruct = reconstruct
         self.progress = progress
-        self.q = level_value(file.level)
+        self.q = level_value(file.code)
         self.places = tiles_of(file.width, file.height, file.tile)
         self.columns = 1 + max(place.column for place in self.places)
         self.known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -72,7 +72,7 @@ class Decoding:
             u: Tensor | float = 0.0
             if offsets is not None:
                 # Elements that are not coded sit on mu itself.
-                mask = torch.from_numpy(self.engine.coder.coded_mask(prior, self.file.level, True))
+                mask = torch.from_numpy(self.engine.coder.coded_mask(prior, self.file.code, True))
                 u = torch.where(mask, torch.from_numpy(dither_values(offsets)), 0.0)
             y_q = sde.dequantize(torch.from_numpy(symbols).float(), self.q, prior.mu, u)
             self.known[index] = (y_q[0], prior.mu[0], prior.sigma[0])

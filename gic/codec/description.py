@@ -43,7 +43,7 @@ KNOWN: dict[str, type[Any]] = {
 """Classes that a file may name without being trusted, by their names; :data:`gic.names.OLD_NAMES` has older ones."""
 _DESCRIBED = (nn.Module, Sampler)
 MAX_WHOLE, MAX_NUMBER, MAX_LENGTH = 1 << 16, 1e6, 64
-"""Largest whole number, largest other number and longest list among the arguments of a known class."""
+"""Largest integer, largest other number and longest list among the arguments of a known class."""
 MAX_PARAMETERS = 1 << 29
 """Largest network of known classes alone; 2 GB of float32."""
 
@@ -275,7 +275,7 @@ def _number(value: Any, where: str, bounded: bool) -> Any:
 
 _SIMPLE: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("true or false", lambda value: isinstance(value, bool)),
-    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    int: ("an integer", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     float: ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
     str: ("a text", lambda value: isinstance(value, str)),
 }

@@ -176,7 +176,7 @@ class Encoding:
             model_id=self.engine.model_id,
             width=self.width,
             height=self.height,
-            level=code,
+            code=code,
             payloads=payloads,
             quantizer=self.quantizer,
             seed=self.seed,

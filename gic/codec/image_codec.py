@@ -191,8 +191,8 @@ class ImageCodec(Engine):
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
                 "name the weights it was made with"
             )
-        if not self.finest <= file.level <= self.coarsest:
-            raise FormatError(f"the header is damaged: level {file.level} lies outside the model's range")
+        if not self.finest <= file.code <= self.coarsest:
+            raise FormatError(f"the header is damaged: level code {file.code} lies outside the model's range")
         if (problem := piece_problem(file.width, file.height, file.tile)) is not None:
             raise FormatError(f"the header is damaged: {problem}")
         return file

@@ -1,6 +1,6 @@
-"""Pillow plugin: after ``import gic.codec.pillow``, ``Image.open`` and ``Image.save`` know ``.gic`` files.
+"""Pillow plugin: after ``import gic.pillow``, ``Image.open`` and ``Image.save`` know ``.gic`` files.
 
-    >>> import gic.codec.pillow
+    >>> import gic.pillow
     >>> Image.open("photo.gic").convert("L")  # doctest: +SKIP
     >>> image.save("photo.gic", bpp=0.3)  # doctest: +SKIP
 

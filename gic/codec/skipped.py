@@ -9,9 +9,9 @@ at its lower end. So the encoder measures the error of all elements that it woul
 and where the root of the sum of the squares over a place of y (16 x 16 pixels) exceeds :data:`LIMITS`, it searches
 another z around that place. The decoder knows nothing of it: any z is a valid one.
 
-The search minimises, over whole numbers z, the mean over levels of the bits and of the squared error in steps, which
+The search minimises, over integers z, the mean over levels of the bits and of the squared error in steps, which
 is worth :data:`BITS_PER_STEP2`: coordinates go one up or down, in the order of the gain that the gradient promises,
-and stay where the surroundings gained. It runs on the network in float; the prior in whole numbers has the last word.
+and stay where the surroundings gained. It runs on the network in float; the prior in integers has the last word.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def settle(
         compressor: Holds h_s.
         coder: Coder of the same weights.
         y: Latent of one image, (1, M, h, w), on the CPU.
-        z: Its hyper-latent in whole numbers, float32 (1, N, h/4, w/4), on the CPU.
+        z: Its hyper-latent in integers, float32 (1, N, h/4, w/4), on the CPU.
         finest: Code of the finest level of the model.
         coarsest: Code of the coarsest.
         quantizer: ``round`` or ``dither``.

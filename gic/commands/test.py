@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gic.benchmark.benchmark import Benchmark, FabricTeam
+from gic.benchmark.benchmark import Benchmark, FabricProcessGroup
 from gic.configs import PlainErrors, expand_configs
 from gic.devices import check_accelerator
 from gic.errors import require
@@ -52,5 +52,5 @@ def run(argv: Sequence[str]) -> int:
     many = launch["devices"] != 1 or launch["num_nodes"] != 1
     fabric = Fabric(**launch, strategy="ddp" if many else "auto")
     fabric.launch()
-    benchmark.run(FabricTeam(fabric), ["gic", "test", *argv], checkpoint, trust)
+    benchmark.run(FabricProcessGroup(fabric), ["gic", "test", *argv], checkpoint, trust)
     return 0

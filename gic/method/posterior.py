@@ -178,7 +178,7 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
 
 
 def truncated_normal_nll(y: Tensor, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-    """Negative log-likelihood of y under the truncated normal, relative to the uniform law on the cell.
+    """Negative log-likelihood of y under the truncated normal, relative to the uniform distribution on the cell.
 
     The density is that of ``y / q``, so that the number has no unit: 0 is what knowing nothing but the cell gives, and
     a good posterior is below it (DESIGN 4, the loss that calibrates sigma).

@@ -197,7 +197,7 @@ class Restart(Sampler):
         restarts: Number of coin flips, at least 0.
 
     Raises:
-        ConfigError: If ``restarts`` is negative, or no whole number.
+        ConfigError: If ``restarts`` is negative, or no integer.
     """
 
     restarts: int = 1
@@ -205,7 +205,7 @@ class Restart(Sampler):
     def __post_init__(self) -> None:
         """Check the range."""
         if not isinstance(self.restarts, int) or self.restarts < 0:
-            raise ConfigError(f"restarts must be 0 or more, a whole number, not {self.restarts!r}")
+            raise ConfigError(f"restarts must be 0 or more, an integer, not {self.restarts!r}")
 
     @staticmethod
     def _leg(steps: int) -> int:

@@ -4,7 +4,8 @@ The time of this diffusion is the quantisation step ``q``. With ``eps ~ U(-1/2, 
 
     y_q = y + q * eps,    0 < q_min <= q <= q_max                              (DESIGN 2)
 
-and, whatever the law of the noise, the flow that carries the law of ``y_q`` to that of ``y`` has velocity
+and, whatever the distribution of the noise, the flow that carries the distribution of ``y_q`` to that of ``y`` has
+velocity
 
     v(y_q, q) = d y_q / d q = E[eps | y_q] = (y_q - D(y_q, q)) / q             (DESIGN 3 (1))
 
@@ -68,7 +69,7 @@ def uniform(like: Tensor, generator: Generator = None) -> Tensor:
 
 
 def quantize(y: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | Tensor = 0.0) -> Tensor:
-    """Symbols ``round((y - mu) / q - u)``, whole numbers in a float tensor (DESIGN 2).
+    """Symbols ``round((y - mu) / q - u)``, integers in a float tensor (DESIGN 2).
 
     Args:
         y: Latent, (B, ...).
@@ -81,7 +82,7 @@ def quantize(y: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | 
 
 
 def dequantize(symbols: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | Tensor = 0.0) -> Tensor:
-    """Latent at level ``q`` of whole-number ``symbols``: ``mu + q * (symbols + u)`` (DESIGN 2)."""
+    """Latent at level ``q`` of integer ``symbols``: ``mu + q * (symbols + u)`` (DESIGN 2)."""
     return mu + level(q, symbols) * (symbols + u)
 
 
@@ -97,8 +98,8 @@ def forward(
     """Carry a latent to level ``q``: draw ``y_q`` given ``y`` (DESIGN 2).
 
     ``round`` lays the grid around ``mu`` and is a function of ``y``; ``dither`` adds and subtracts ``u``, so
-    that ``(y_q - y) / q`` is exactly uniform and independent of ``y``; ``noise`` is ``y + q * u``, the same law
-    as dither's without a grid. Gradients pass straight through to ``y`` in each.
+    that ``(y_q - y) / q`` is exactly uniform and independent of ``y``; ``noise`` is ``y + q * u``, the same
+    distribution as dither's without a grid. Gradients pass straight through to ``y`` in each.
 
     Args:
         y: Latent, (B, ...).

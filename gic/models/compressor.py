@@ -35,7 +35,7 @@ class Latents(NamedTuple):
     Attributes:
         y: Latent g_a(x), (B, M, H/16, W/16).
         z: Hyper-latent h_a(y), (B, N, H/64, W/64).
-        z_hat: z rounded to whole numbers, with straight-through gradient.
+        z_hat: z rounded to integers, with straight-through gradient.
         mu: Prior mean of y, like y.
         sigma: Prior standard deviation of y, like y, at least SIGMA_MIN and at most the compressor's ``sigma_max``.
     """
@@ -228,7 +228,7 @@ class Compressor(nn.Module):
         return torch.log(torch.sqrt(means + 1e-6) + 0.1)
 
     def hyper_synthesis(self, z_hat: Tensor) -> tuple[Tensor, Tensor]:
-        """Prior (mu, sigma) of y from whole numbers z_hat, (B, N, h, w) to twice (B, M, 4h, 4w)."""
+        """Prior (mu, sigma) of y from integers z_hat, (B, N, h, w) to twice (B, M, 4h, 4w)."""
         m = self.latent_channels
         out = self.h_s(z_hat).float()
         mu, log_sigma = out[:, :m], out[:, m : 2 * m]

@@ -115,7 +115,7 @@ class LappedTransform(nn.Module):
         scale: Factor on each coefficient, (M,).
         coarse_scale: The same for the means, (K, 4, 4).
         means: Channels of these means, K numbers, one for each colour that is kept.
-        kept: Number of each channel's coefficient, ``256 colour + 16 row + column``, M whole numbers.
+        kept: Number of each channel's coefficient, ``256 colour + 16 row + column``, M integers.
 
     Raises:
         ConfigError: If ``channels`` does not lie in 1 ... 768.

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from gic.errors import ConfigError
 from gic.training.clock import time_budget
-from gic.training.resume import CheckpointError, WholeFiles, newest_first
+from gic.training.resume import AtomicCheckpointIO, CheckpointError, newest_first
 from gic.training.run_folder import logger_folder, run_folder
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.dirpath = dirpath
         self.newest: Path | None = None
         self._folder = Path()
-        self._files = WholeFiles()
+        self._files = AtomicCheckpointIO()
         self._saved_step = -1
         self._step = -1  # the last one seen
         self._saved_at = 0.0  # seconds of the run's time

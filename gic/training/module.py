@@ -71,7 +71,7 @@ class LitCodec(L.LightningModule):
             realism.
         autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it, ``bfloat16`` on any device; ``off``
             stays in float32.
-        compile: Translate the networks with ``torch.compile`` for training, where that works; a warning says so where
+        compile: Compile the networks with ``torch.compile`` for training, where that works; a warning says so where
             it does not. The first steps take minutes.
         activation_checkpointing: Compute what is inside of the transforms' blocks a second time for the gradient
             instead of keeping it: less memory, more time, the same gradient.
@@ -233,7 +233,7 @@ class LitCodec(L.LightningModule):
         )
 
     def _compile(self) -> None:
-        """Have the networks translated at their first call, if that is possible on this machine."""
+        """Have the networks compiled at their first call, if that is possible on this machine."""
         problem = compiler_problem(self.trainer.strategy.root_device)
         self.compiled = not problem
         if problem:
@@ -243,7 +243,7 @@ class LitCodec(L.LightningModule):
             network.compile()
 
     def _as_written(self) -> AbstractContextManager[Any]:
-        """No translation: every validation image would need one for its size."""
+        """No compiled networks: every validation image would need its own, for its size."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _autocast(self) -> torch.autocast:
@@ -292,7 +292,7 @@ class LitCodec(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save nothing that a loss which was not finite has spoilt; the discriminator lies beside the model."""
+        """Save no weights that a loss which was not finite has damaged; the discriminator lies beside the model."""
         self._stop_if_not_finite()
         if self.objective.adversarial is not None:
             checkpoint["adversarial"] = self.objective.adversarial.to_save()

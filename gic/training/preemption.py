@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import Checkpoint as LastInLine
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from gic.errors import ConfigError, GicError
 from gic.training.checkpoint import Checkpoint
@@ -35,7 +35,7 @@ class PreemptedError(GicError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
-class Preemption(LastInLine):
+class Preemption(CheckpointCallback):
     """Saves and stops the run at the end of a batch after SIGUSR1 or SIGTERM, on all ranks at the same step.
 
     SIGUSR1 announces the end of the time that the scheduler has given, SIGTERM that somebody ends the run. In both

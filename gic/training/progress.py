@@ -21,7 +21,7 @@ class ProgressBar(RichProgressBar):
     When the output goes to a file, ``log_every_n_steps`` decides how often a line tells step, speed and loss.
     """
 
-    _told = 0
+    _last_line = 0
     _beside: dict[str, Any] | None = None  # metrics as they were last shown
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -29,9 +29,9 @@ class ProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, *args)
         step = trainer.global_step
         quiet = sys.stdout.isatty() or not trainer.is_global_zero
-        if quiet or not self._is_due(trainer) or step == self._told:
+        if quiet or not self._is_due(trainer) or step == self._last_line:
             return
-        self._told = step
+        self._last_line = step
         metrics = trainer.logged_metrics  # waits for the GPU
         parts = {name.removeprefix("train/"): float(metrics[name]) for name in metrics if "train/" in name}
         # A perceptual term that no sample of the batch has is not a number.

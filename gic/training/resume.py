@@ -23,7 +23,7 @@ class CheckpointError(GicError, OSError):
     """A checkpoint that could not be written; the text names it and says why."""
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints beside their place and then moves them there, so that no reader sees part of one.
 
     Whatever it reads can hold tensors and plain values alone: no object of a file is made, and no code of it is run.
@@ -66,9 +66,9 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def read_plain_values_only(trainer: Trainer) -> None:
-    """Have a trainer's checkpoints read and written by :class:`WholeFiles`, where it has no other way of its own."""
+    """Have checkpoints read and written by :class:`AtomicCheckpointIO`, where the trainer has no other way of its own."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -41,8 +41,8 @@ EXAMPLES = {
     "one pixel": example(width=1, height=1),
     "largest": example(width=MAX_SIDE, height=MAX_PIXELS // MAX_SIDE),
     "nothing coded": example(payloads=(Payload(b"", b""),)),
-    "coarsest": example(level=2**15 - 1),
-    "finest": example(level=-(2**15)),
+    "coarsest": example(code=2**15 - 1),
+    "finest": example(code=-(2**15)),
 }
 
 

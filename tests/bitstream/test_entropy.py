@@ -183,7 +183,7 @@ def test_tables_of_z_exist_for_any_finite_weights(compressor: ResidualCompressor
     assert (tables.decode(tables.encode(np.arange(32), symbols), np.arange(32)) == symbols).all()
 
 
-# --- whole-number hyper-synthesis -----------------------------------------------------------------------------
+# --- integer hyper-synthesis -----------------------------------------------------------------------------
 
 
 def conditions() -> Iterator[tuple[str, Tensor]]:
@@ -298,7 +298,7 @@ def adversarial_weights() -> list[tuple[str, Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize(("name", "weight", "bias"), adversarial_weights())
-def test_sums_are_whole_numbers_below_2_to_the_53rd(name: str, weight: Tensor, bias: Tensor) -> None:
+def test_sums_are_integers_below_2_to_the_53rd(name: str, weight: Tensor, bias: Tensor) -> None:
     limit = 2**exact.MAGNITUDE_BITS
     conv = exact.integer_conv(weight, bias, torch.full((6,), 4096.0).double(), exact.FRACTION_BITS, limit, limit)
     for row, offset in zip(conv.weight.tolist(), conv.bias[:, 0].tolist(), strict=True):
@@ -339,7 +339,7 @@ def test_modules_that_cannot_be_exact_are_refused(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("magnitude", [3, 1000, INPUT_MAX, 2**20])
-def test_the_network_equals_whole_number_arithmetic(magnitude: int) -> None:
+def test_the_network_equals_integer_arithmetic(magnitude: int) -> None:
     """Against a reference in Python's integers, up to inputs that reach the clamps."""
     generator = torch.Generator().manual_seed(1)
     network = nn.Sequential(
@@ -386,7 +386,7 @@ def test_a_prior_of_fractions_is_refused(coder: EntropyCoder, value: float) -> N
     if value == math.inf:
         assert torch.isfinite(coder.prior(z).mu).all()  # clamped like any large number
     else:
-        with pytest.raises(ValueError, match="whole numbers"):
+        with pytest.raises(ValueError, match="integers"):
             coder.prior(z)
 
 
@@ -611,7 +611,7 @@ def test_the_worst_payload_takes_bounded_time() -> None:
 
 
 def formula(shape: tuple[int, ...], salt: int, scale: float) -> Tensor:
-    """Numbers in [-scale / 2, scale / 2) by whole-number arithmetic: no random generator, no library version."""
+    """Numbers in [-scale / 2, scale / 2) by integer arithmetic: no random generator, no library version."""
     index = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(salt)
     mixed = (index * np.uint64(2654435761)) % np.uint64(2**32)
     mixed = ((mixed ^ (mixed >> np.uint64(15))) * np.uint64(2246822519)) % np.uint64(2**32)

@@ -151,13 +151,13 @@ def test_no_command_imports_what_a_weights_file_names(trap, capsys):
 
 
 WRONG = {
-    "whole number": ({"compressor.latent_channels": 8.5}, "latent_channels must be a whole number"),
-    "truth for a number": ({"compressor.latent_channels": True}, "latent_channels must be a whole number"),
+    "integer": ({"compressor.latent_channels": 8.5}, "latent_channels must be an integer"),
+    "truth for a number": ({"compressor.latent_channels": True}, "latent_channels must be an integer"),
     "text for a number": ({"q_min": "1"}, "q_min must be a number"),
     "number for truth": ({"compressor.lapped": 1}, "lapped must be true or false"),
     "no list": ({"compressor.widths": 8}, "widths must be a list"),
     "long list": ({"compressor.widths": [8] * 1000}, "widths must be a list"),
-    "nothing": ({"steps": None}, "steps must be a whole number"),
+    "nothing": ({"steps": None}, "steps must be an integer"),
     "unknown choice": ({"quantizer": "floor"}, "quantizer must be one of round, dither"),
     "not a number": ({"q_min": float("nan")}, "q_min must be a finite number"),
     "infinite": ({"compressor.gain": float("inf")}, "gain must be a finite number"),
@@ -234,7 +234,7 @@ def test_classes_of_a_trusted_package_are_built_and_others_are_not(trap, tmp_pat
         ({"class_path": "own_networks.Missing"}, "cannot be imported"),
         ({"class_path": "own_networks.missing.Missing"}, "cannot be imported"),
         ({"init_args": {**OWN["init_args"], "offset": "2"}}, "offset must be a number"),
-        ({"init_args": {**OWN["init_args"], "steps": "2"}}, "steps must be a whole number"),
+        ({"init_args": {**OWN["init_args"], "steps": "2"}}, "steps must be an integer"),
         ({"init_args": {**OWN["init_args"], "labels": {"a": 1}}}, "labels must be a plain value"),
         ({"init_args": {**OWN["init_args"], "labels": EVIL}}, "evil_module"),
         ({"init_args": {**OWN["init_args"], "labels": float("nan")}}, "labels must be a finite number"),

@@ -111,7 +111,7 @@ def test_the_decoder_s_latent_lies_in_the_cell_of_the_encoder_s(quantizer, q, mo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_codec, "reverse", reverse)
         codec.decompress_tensor(data)
-    q = level_value(unpack(data).level)
+    q = level_value(unpack(data).code)
     off = (seen[0] - analysed.y).abs()
     # Elements that are not coded sit on mu itself.
     skipped = analysed.prior.sigma < (SKIP_BELOW if quantizer == "dither" else SKIP_BELOW / 2) * q
@@ -266,10 +266,10 @@ def test_coarser_levels_make_smaller_files_of_photographs(quantizer, shared: Pat
 
 def test_quality_runs_from_the_coarsest_level_to_the_finest(codec) -> None:
     pixels = picture(60, 50)
-    found = [unpack(codec.compress(pixels, quality=quality)).level for quality in (0, 25, 50, 75, 100)]
+    found = [unpack(codec.compress(pixels, quality=quality)).code for quality in (0, 25, 50, 75, 100)]
     assert found[0] == level_code(codec.model.q_max) and found[-1] == level_code(codec.model.q_min)
     assert len(set(np.diff(found))) == 1
-    assert unpack(codec.compress(pixels)).level == found[2]
+    assert unpack(codec.compress(pixels)).code == found[2]
 
 
 # --- tiles ----------------------------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ def test_every_pixel_is_written_once_in_its_place(size, tile) -> None:
     expected = torch.full((3, size[1], size[0]), -1.0)
     for index, place in enumerate(tiles_of(*size, tile)):
         _, prior, symbols = decode_symbols(codec, file, index, place)
-        y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.level), prior.mu)
+        y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu)
         y = codec.model.denoiser(type("P", (), {"mu": prior.mu, "sigma": prior.sigma}))(  # type: ignore[arg-type]
-            y_q, torch.full((1, 1, 1, 1), level_value(file.level))
+            y_q, torch.full((1, 1, 1, 1), level_value(file.code))
         )
         x = Upsample()(y)[0].clamp(0, 1)[:, : place.bottom - place.top, : place.right - place.left]
         expected[:, place.top : place.bottom, place.left : place.right] = x
@@ -591,7 +591,7 @@ def test_the_model_id_sees_every_weight(codec) -> None:
 def test_levels_outside_the_model_s_range_are_refused(level: int, codec) -> None:
     file = unpack(codec.compress(picture(20, 20)))
     with pytest.raises(FormatError, match="level"):
-        codec.decompress(pack(replace(file, level=level)))
+        codec.decompress(pack(replace(file, code=level)))
 
 
 def test_a_header_that_claims_many_pixels_takes_no_memory(codec) -> None:

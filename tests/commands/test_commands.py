@@ -210,7 +210,7 @@ def test_targets_and_options_reach_the_codec(folder: Path) -> None:
     run(["compress", "n.png", "-o", "max.gic", "--max-bytes", "2000", "--quantizer", "dither", "--seed", "7"])
     run(["compress", "n.png", "-o", "best.gic", "--quality", "100"])
     found = {name: Path(f"{name}.gic").read_bytes() for name in ("q", "bpp", "max", "best")}
-    assert unpack(found["q"]).level == 1024 and unpack(found["best"]).level == -1024
+    assert unpack(found["q"]).code == 1024 and unpack(found["best"]).code == -1024
     assert abs(len(found["bpp"]) * 8 / 60_000 / 0.3 - 1) < 0.02
     assert 1940 <= len(found["max"]) <= 2000
     assert (unpack(found["max"]).quantizer, unpack(found["max"]).seed) == ("dither", 7)
@@ -332,7 +332,7 @@ def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
         run(["compress", "a.png", "-o", "x.gic", "--overwrite", "--quality", str(quality)])
         capsys.readouterr()
         run(["info", "x.gic", "--json"])
-        q = level_value(unpack(Path("x.gic").read_bytes()).level)
+        q = level_value(unpack(Path("x.gic").read_bytes()).code)
         assert json.loads(capsys.readouterr().out)["q"] == round(q, 4)
 
 

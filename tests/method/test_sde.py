@@ -1,4 +1,4 @@
-"""The forward diffusion has the laws it claims; velocity and score are those of the distribution."""
+"""The forward diffusion has the distributions it claims; velocity and score are those of the distribution."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_score_is_exact_for_gaussian_noise(q: float) -> None:
 
 LAWS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "constant": lambda rng, n: np.full(n, 0.37),
-    "whole numbers": lambda rng, n: rng.integers(-3, 4, n).astype(float),
+    "integers": lambda rng, n: rng.integers(-3, 4, n).astype(float),
     "narrow": lambda rng, n: rng.normal(0.2, 0.01, n),
     "Laplacian": lambda rng, n: rng.laplace(0.0, 1.0, n),
     "wide": lambda rng, n: rng.normal(0.0, 30.0, n),

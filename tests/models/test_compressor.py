@@ -46,7 +46,7 @@ def test_the_likelihood_of_a_symbol_is_the_normal_law_of_its_cell(dtype: torch.d
     prior = LevelGaussian().to(dtype)
     p = prior(y_q, torch.full((1, 1), q, dtype=dtype), torch.full_like(y_q, mu), sigma)[0].double().numpy()
     scale = np.maximum(sigma[0].double().numpy(), SMALLEST_RATIO * q)
-    near = np.abs(y_q[0].double().numpy() - mu)  # mirrored, so that both ends lie where the law is accurate
+    near = np.abs(y_q[0].double().numpy() - mu)  # mirrored, so that both ends lie where the distribution is accurate
     expected = stats.norm.sf((near - q / 2) / scale) - stats.norm.sf((near + q / 2) / scale)
     tolerance = 2e-4 if dtype == torch.float32 else 1e-7
     assert np.allclose(p, np.maximum(expected, LEAST_LIKELIHOOD), rtol=tolerance, atol=tolerance * LEAST_LIKELIHOOD)

@@ -140,7 +140,7 @@ def test_an_untrained_codec_is_the_linear_one() -> None:
 
 
 def test_the_order_of_the_channels_is_that_of_the_weights_that_ship() -> None:
-    """By whole numbers, but for coefficients of one rank, whose order is what rounding made of it."""
+    """By integers, but for coefficients of one rank, whose order is what rounding made of it."""
     rank = [(9 if n >= 256 else 1) * ((2 * (n // 16 % 16) + 1) ** 2 + (2 * (n % 16) + 1) ** 2) for n in order()]
     assert rank == sorted(rank) and len(set(order())) == 768
     assert order()[208:215] == [46, 226, 307, 563, 170, 62, 155]

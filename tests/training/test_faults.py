@@ -29,7 +29,14 @@ from gic.data.remote import Remote, RemoteFile, cached
 from gic.data.stream import EvalImages
 from gic.errors import ConfigError, DataError
 from gic.training.cli import make_cli
-from gic.training.resume import CheckpointError, WholeFiles, damage, named_checkpoint, newest_first, newest_whole
+from gic.training.resume import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    damage,
+    named_checkpoint,
+    newest_first,
+    newest_whole,
+)
 
 HASTY = Remote(timeout=0.5, retries=3, backoff=0.01)
 
@@ -385,7 +392,7 @@ def test_workers_that_always_die_are_one_clear_error(tmp_path: Path) -> None:
 
 def save(path: Path, number: int = 0) -> Path:
     """A checkpoint of a megabyte."""
-    files = WholeFiles()
+    files = AtomicCheckpointIO()
     path.parent.mkdir(exist_ok=True)
     files.save_checkpoint({"weight": torch.full((1 << 18,), float(number))}, path)
     assert not files.problem
@@ -449,7 +456,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_checkpoint(tmp_
 
     state = {"weight": torch.zeros(1 << 18), "then": KillsWhenWritten()}
     writing = torch.multiprocessing.get_context("fork").Process(
-        target=lambda: WholeFiles().save_checkpoint(state, path)
+        target=lambda: AtomicCheckpointIO().save_checkpoint(state, path)
     )
     writing.start()
     writing.join()
@@ -481,7 +488,7 @@ def fill(folder: Path, room: int = 0) -> Path:
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_rest(small_disk: Path) -> None:
     path = save(small_disk / "a.ckpt", 1)
     fill(small_disk, room=500_000)
-    files = WholeFiles()
+    files = AtomicCheckpointIO()
     files.save_checkpoint({"weight": torch.zeros(1 << 18)}, path)
     assert "No space left" in files.problem
     assert not damage(path)

@@ -118,7 +118,7 @@ def test_what_is_computed_twice_is_not_kept_and_gives_the_same_gradients(picture
         assert torch.equal(one, other)
 
 
-def test_translated_networks_learn_the_same_and_validation_is_not_translated(pictures, tmp_path, monkeypatch):
+def test_compiled_networks_learn_the_same_and_validation_is_not_compiled(pictures, tmp_path, monkeypatch):
     from torch._dynamo.utils import counters
 
     monkeypatch.chdir(tmp_path)
