@@ -1,4 +1,4 @@
-"""Builds gic/bitstream/_rans.so from gic/bitstream/_rans.c with the machine's C compiler; without one the package codes in Python."""
+"""Builds gic/bitstream/_rans.so from _rans.c with the machine's C compiler; without one the package codes in Python."""
 
 from __future__ import annotations
 

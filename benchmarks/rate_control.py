@@ -16,6 +16,7 @@ from rich.progress import track
 import gic
 from gic.bitstream.container import unpack
 from gic.codec.image_codec import ImageCodec
+from gic.codec.rate import nearest, within
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
 
@@ -38,8 +39,8 @@ def measure(codec: ImageCodec, path: Path) -> dict[str, object]:
     for bpp in TARGETS_BPP:
         target = bpp * pixels / 8
         if sizes[-1] < target < sizes[0]:
-            bpp_errors.append(abs(len(encoding.nearest(target)) / target - 1))
-            slack.append(1 - len(encoding.within(int(target))) / int(target))
+            bpp_errors.append(abs(len(nearest(encoding, target)) / target - 1))
+            slack.append(1 - len(within(encoding, int(target))) / int(target))
     return {
         "image": path.name,
         "bytes": sizes,

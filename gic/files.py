@@ -1,11 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is a URL and no file."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: "C:" is a drive
+
+
+def is_url(name: str) -> bool:
+    """Whether a name is a URL (``https:``, ``s3:``, ``pipe:``, ...) and no path."""
+    return _URL.match(name) is not None
 
 
 @contextmanager

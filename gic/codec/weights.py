@@ -129,7 +129,7 @@ def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> di
     weights, given = read_weights(path), read_checkpoint(path)["hyper_parameters"]
     settings: dict[str, Any] = {"codec": _described(path, weights.config, trust).tree()}
     for name in ("levels", "realism", "metrics"):
-        if name not in given:
+        if given.get(name) is None:
             continue
         values, right = given[name], _is_metric if name == "metrics" else _is_number
         if not isinstance(values, (list, tuple)) or not all(right(value, trust) for value in values):

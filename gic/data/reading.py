@@ -21,12 +21,12 @@ from webdataset import tariterators
 from gic.data.plan import Part
 from gic.data.remote import Remote, RemoteFile, cached
 from gic.errors import DataError
+from gic.files import is_url
 from gic.pictures.find import IMAGE_SUFFIXES, find_images
 
 _GROUP = 64  # files that take the place of a shard
 _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters at least: "C:" is a drive
 
 
 def expand_shards(spec: str | Sequence[str]) -> list[str]:
@@ -125,11 +125,6 @@ def names_shards(entry: str) -> bool:
         return any(path.glob("*.tar"))
     shard = re.search(r"\.tar(\.\w+)?$|\.tgz$", entry) is not None or (not path.exists() and ".tar" in entry)
     return shard or not entry
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is a URL (``https:``, ``s3:``, ``pipe:``, ...) and no path."""
-    return _URL.match(name) is not None
 
 
 class RawImage(NamedTuple):

@@ -7,7 +7,6 @@ import hashlib
 import http.client
 import os
 import select
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -17,9 +16,9 @@ import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
-from webdataset.gopen import gopen
+import fsspec
 
 from gic.errors import ConfigError
 
@@ -81,7 +80,7 @@ class RemoteFile:
     """The bytes of a remote shard from first to last, in one stream; all that tarfile asks for is ``read``.
 
     Args:
-        url: ``https:``, ``http:``, ``s3:`` (by ``aws``), ``pipe:`` with a command, or what WebDataset reads.
+        url: ``https:``, ``http:``, ``pipe:`` with a command, or what fsspec opens (``s3:``, ``gs:``, ``hf:``, ...).
         remote: When to give up.
     """
 
@@ -190,9 +189,19 @@ def _open(url: str, position: int, timeout: float) -> _Opened:
         return _open_http(url, position, timeout)
     if url.startswith("pipe:"):
         return _Opened(_Command(url.removeprefix("pipe:"), timeout), 0, None)
-    if url.startswith("s3:"):
-        return _Opened(_Command(f"aws s3 cp --only-show-errors {shlex.quote(url)} -", timeout), 0, None)
-    return _Opened(cast(BinaryIO, gopen(url)), 0, None)
+    return _open_file_system(url, position)
+
+
+def _open_file_system(url: str, position: int) -> _Opened:
+    """Whatever fsspec opens: ``s3:``, ``gs:``, ``hf:``, ..."""
+    try:
+        file: Any = fsspec.open(url, "rb").open()
+    except (FileNotFoundError, PermissionError) as error:
+        raise _PermanentError(f"{type(error).__name__}: {error}") from error
+    except (ImportError, ValueError) as error:  # no package for this kind of URL, or no such kind
+        raise _PermanentError(str(error)) from error
+    file.seek(position)
+    return _Opened(file, position, getattr(file, "size", None))
 
 
 def _open_http(url: str, position: int, timeout: float) -> _Opened:

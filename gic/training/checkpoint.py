@@ -14,9 +14,11 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_warn
 
 from gic.errors import ConfigError
+from gic.files import is_url
 from gic.training.clock import time_budget
 from gic.training.resume import AtomicCheckpointIO, CheckpointError, newest_first
 from gic.training.run_folder import logger_folder, run_folder
+from gic.training.storage import copy_to
 
 if TYPE_CHECKING:
     pass
@@ -37,6 +39,9 @@ class Checkpoint(callbacks.Checkpoint):
             damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
         every_minutes: Minutes between checkpoints of a run by the clock, instead of steps; None counts steps there too.
+        mirror: URL of fsspec (``s3://BUCKET/RUN``, ``gs://``, ``hf://``, ...) of a folder that gets a copy of each
+            checkpoint; ``--ckpt_path URL`` goes on from there, and so does ``--ckpt_path auto`` on a machine whose
+            folder has none. None copies nothing.
         export: Weights file (``.safetensors``) to write beside each checkpoint, for ``gic compress``; a name without
             folders lies in the run's folder. None writes none.
 
@@ -54,6 +59,7 @@ class Checkpoint(callbacks.Checkpoint):
         dirpath: str | None = None,
         every_minutes: float | None = None,
         export: str | None = None,
+        mirror: str | None = None,
     ) -> None:
         if every_n_steps < 1 or keep < 1:
             raise ConfigError(f"every_n_steps and keep must be at least 1, not {every_n_steps} and {keep}")
@@ -61,6 +67,9 @@ class Checkpoint(callbacks.Checkpoint):
             raise ConfigError(f"every_minutes must be positive, not {every_minutes}")
         if export is not None and not export.endswith(".safetensors"):
             raise ConfigError(f"export must name a file that ends in .safetensors, not {export}")
+        if mirror is not None and not is_url(mirror):
+            raise ConfigError(f"mirror must be a URL such as s3://bucket/run, not {mirror}")
+        self.mirror = mirror
         self.every_minutes = every_minutes
         self.export = export
         self.every_n_steps = every_n_steps
@@ -200,10 +209,19 @@ class Checkpoint(callbacks.Checkpoint):
             self._written = self._written[-self.keep :]
         except OSError as error:
             rank_zero_warn(f"the checkpoint {path} is safe, but its folder could not be tidied: {error}")
+        if self.mirror is not None:
+            self._copy(path, [name for name in before if name not in self._written])
         if self.export is not None:
             codec: Any = trainer.lightning_module.codec
             packages = {type(each).__module__.partition(".")[0] for each in (codec, *codec.children())}
             self._export(path, sorted(packages))
+
+    def _copy(self, path: Path, obsolete: list[str]) -> None:
+        assert self.mirror is not None
+        try:
+            copy_to(self.mirror, path, obsolete)
+        except ConfigError as error:
+            rank_zero_warn(f"the checkpoint {path} is safe, but has no copy: {error}")
 
     def _export(self, path: Path, trust: list[str]) -> None:
         from gic.codec.weights import export_checkpoint

@@ -52,7 +52,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.training.module import LitCodec
     from gic.training.preemption import Preemption
     from gic.training.progress import ProgressBar
-    from gic.training.resume import AUTO, named_checkpoint, newest_whole, read_plain_values_only
+    from gic.training.resume import AUTO, named_checkpoint, newest_at, newest_whole, read_plain_values_only
     from gic.training.run_folder import SaveConfig
 
     # Callbacks that a config has a key for, so that another can change one setting: `ema: {decay: 0.99}`, `ema: null`.
@@ -157,6 +157,8 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
                     "gic.training.checkpoint.Checkpoint a dirpath"
                 )
             found = newest_whole(folder)
+            if found is None and saver.mirror is not None:
+                found = newest_at(saver.mirror)
             if found is None:
                 print(f"no checkpoint in {folder} yet: beginning anew", file=sys.stderr)
             return None if found is None else str(found)

@@ -63,7 +63,7 @@ class LitCodec(L.LightningModule):
             ``{reverse: 1.0e-3}``; the schedule holds for them too.
         init_from: Checkpoint or weights file whose codec this stage starts from, ``shipped`` for the weights that come
             with the package; resuming a run is ``--ckpt_path`` instead.
-        levels: Levels q at which validation measures.
+        levels: Levels q at which validation measures; five over the codec's range if left out.
         realism: Values of r at which it measures.
         metrics: What it measures, by the names of ``gic weights`` or the ``class_path`` of your own; better not only
             what the objective holds, so that a codec that games its own loss is found out
@@ -87,7 +87,7 @@ class LitCodec(L.LightningModule):
         trainable: Sequence[str] = ("",),
         learning_rates: Mapping[str, float] | None = None,
         init_from: str | None = None,
-        levels: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
+        levels: Sequence[float] | None = None,
         realism: Sequence[float] = (0.0, 1.0),
         metrics: Sequence[str | ImageMetric | SetMetric] = ("psnr", "ms_ssim"),
         autocast: Literal["auto", "bfloat16", "off"] = "auto",
@@ -102,7 +102,8 @@ class LitCodec(L.LightningModule):
         self.make_optimizer = optimizer
         self.schedule = schedule or WarmupCosine(warmup_steps=0, final=1.0)
         self.init_from = init_from
-        self.levels = [codec.check_level(q) for q in levels]
+        spread = [codec.q_min * (codec.q_max / codec.q_min) ** (i / 4) for i in range(5)]
+        self.levels = spread if levels is None else [codec.check_level(q) for q in levels]
         self.realism = list(realism)
         self.metrics = list(metrics)
         self.autocast = autocast

@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from gic.codec.weights import read_checkpoint
 from gic.errors import ConfigError, GicError
-from gic.files import replacing
+from gic.files import is_url, replacing
+from gic.training.storage import checkpoints_at, fetched
 
 AUTO = "auto"
 """Value of ``--ckpt_path`` for the newest whole checkpoint in the run's own folder, if there is one."""
@@ -66,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_plain_values_only(trainer: Trainer) -> None:
-    """Have checkpoints read and written by :class:`AtomicCheckpointIO`, where the trainer has no other way of its own."""
+    """Have checkpoints read and written by :class:`AtomicCheckpointIO`, unless the trainer has a way of its own."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -115,15 +116,37 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def newest_at(url: str) -> Path | None:
+    """Fetch the newest whole checkpoint at a URL; None if there is none at all.
+
+    Raises:
+        ConfigError: If the URL cannot be reached, or all checkpoints there are damaged.
+    """
+    urls = checkpoints_at(url)
+    for each in urls:
+        path = fetched(each)
+        if not damage(path):
+            return path
+        rank_zero_warn(f"{each} is damaged and passed over")
+    if urls:
+        raise ConfigError(f"every checkpoint at {url} is damaged, remove them to begin anew")
+    return None
+
+
 def named_checkpoint(name: str | Path) -> Path:
     """Turn what the user gave as checkpoint into an undamaged file.
 
     Args:
-        name: A file; or a folder of checkpoints, or of a run, for the newest whole one in it.
+        name: A file; or a folder of checkpoints, or of a run, for the newest whole one in it; or the URL of either.
 
     Raises:
         ConfigError: If there is no such file or folder, no checkpoint in it, or only damaged ones.
     """
+    if is_url(str(name)):
+        found = newest_at(str(name))
+        if found is None:
+            raise ConfigError(f"there is no checkpoint (*.ckpt) at {name}")
+        return found
     path = Path(name)
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

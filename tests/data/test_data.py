@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -123,17 +125,6 @@ def test_commands_and_compressed_shards_are_read_whole(shards: list[str], tmp_pa
         head = [raw.key for raw in tarshards.read_shard(shard, Part(0, 0, 1, 0.0, 0.4, 0))]
         tail = [raw.key for raw in tarshards.read_shard(shard, Part(0, 0, 1, 0.4, 1.0, 0))]
         assert (head, tail) == ([], [f"s0-{index:03}" for index in range(5)])
-
-
-def test_s3_shards_go_through_the_aws_command(shards: list[str], tmp_path: Path, monkeypatch: Any) -> None:
-    command = tmp_path / "bin" / "aws"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\n[ "$4" = "s3://bucket/a b.tar" ] && exec cat {shards[1]}\nexit 1\n')
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
-    assert len(list(tarshards.read_shard("s3://bucket/a b.tar"))) == 3
-    (failed,) = tarshards.read_shard("s3://bucket/b.tar", remote=Remote(retries=1, backoff=0))
-    assert failed.problem == "unreadable_shard"
 
 
 # The training stream
@@ -711,3 +702,63 @@ def test_without_a_source_synthetic_images_are_made_once(tmp_path: Path, monkeyp
     assert [item["key"] for item in source.val_dataloader()] == ["val"]
     ImageData("a.tar", "b.tar").prepare_data()
     assert len(made) == 1
+
+
+# --- object stores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An object store in this process with one shard of ten pictures, and what it holds on disk."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    (shard,) = write_shards(tmp_path, [10])
+    memory.pipe("/photos/train-000000.tar", Path(shard).read_bytes())
+    yield memory, shard
+    memory.store.clear()
+
+
+def test_a_shard_in_an_object_store_is_read_as_one_on_disk(store):
+    from gic.data.reading import read_shard
+
+    there, here = ([raw.data for raw in read_shard(url)] for url in ("memory://photos/train-000000.tar", store[1]))
+    assert there == here and len(here) == 10
+
+
+def test_reading_goes_on_where_an_object_store_broke_off(store, monkeypatch, recwarn):
+    from gic.data import remote
+
+    opened, failures = remote._open_file_system, iter([3000, 9000])
+
+    def flaky(url, position):
+        source = opened(url, position)
+        end = next(failures, None)
+        read = source.source.read
+
+        def breaking(size):
+            if end is not None and source.source.tell() > end:
+                raise OSError("the connection was reset")
+            return read(min(size, 1024))
+
+        return source._replace(source=SimpleNamespace(read=breaking, close=source.source.close))
+
+    monkeypatch.setattr(remote, "_open_file_system", flaky)
+    file = remote.RemoteFile("memory://photos/train-000000.tar", Remote(backoff=0))
+    data = b"".join(iter(lambda: file.read(4096), b""))
+    assert data == Path(store[1]).read_bytes()
+    assert sum("the connection was reset" in str(each.message) for each in recwarn) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("memory://photos/none.tar", "FileNotFoundError"), ("nowhere://a.tar", "nowhere"), ("s3://a/b.tar", "s3fs")],
+)
+def test_what_an_object_store_has_not_is_said_at_once(url, said, store, monkeypatch):
+    from gic.data.remote import RemoteFile
+
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(OSError, match=said) as caught:
+        RemoteFile(url, Remote(backoff=1000)).read(10)
+    assert "tried" not in str(caught.value)
