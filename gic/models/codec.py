@@ -120,7 +120,16 @@ class Codec(nn.Module):
     # --- the way forward and back -------------------------------------------------------------------------
 
     def to_level(self, latents: Latents, q: Tensor, generator: sde.Generator = None) -> Tensor:
-        """Latent at level q as the decoder will know it, by the codec's quantiser; gradients pass straight through."""
+        """Latent at level q as the decoder will know it, by the codec's quantiser (DESIGN 2).
+
+        Args:
+            latents: Latents of the encoder and the prior; y, mu and sigma (B, M, h, w), float32.
+            q: Level of each image, (B,).
+            generator: Where the dither is drawn from.
+
+        Returns:
+            ``y_q``, (B, M, h, w), within q / 2 of y; gradients pass straight through to y.
+        """
         y, mu, sigma = latents.y, latents.mu, latents.sigma
         y_q = sde.forward(y, q, quantizer=self.quantizer, mu=mu, generator=generator)
         if self.quantizer == "dither" and not self.training:
@@ -158,7 +167,20 @@ class Codec(nn.Module):
         steps: int | None = None,
         generator: sde.Generator = None,
     ) -> Tensor:
-        """Run the reverse flow from ``y_q`` to an estimate of y; only ``mu`` and ``sigma`` of ``latents`` are used."""
+        """Run the reverse flow from ``y_q`` to an estimate of y (DESIGN 3, 7).
+
+        Args:
+            latents: Of these only the prior, mu and sigma, (B, M, h, w), is used: what a decoder has.
+            y_q: Latent at level q, (B, M, h, w).
+            q: Level of each image, (B,).
+            realism: r in [0, 1], a number or one for each image.
+            sampler: Sampler, the codec's default if left out.
+            steps: Number of steps, the codec's default if left out.
+            generator: Noise of stochastic samplers.
+
+        Returns:
+            Estimate of y, like ``y_q``, float32.
+        """
         return reverse(
             self.denoiser(latents, realism),
             y_q,

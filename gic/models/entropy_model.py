@@ -75,9 +75,18 @@ class LevelGaussian(nn.Module):
         self.likelihood_lower_bound = LowerBound(1e-9)
 
     def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-        """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2), at least 1e-9 (DESIGN 5).
+        """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2) (DESIGN 5).
 
         Valid for both quantisers: under ``dither`` the cell is the one shifted by u.
+
+        Args:
+            y_q: Latent at level q, (B, M, h, w).
+            q: Level, (B, 1, 1, 1), > 0, in units of y.
+            mu: Prior mean, like ``y_q``.
+            sigma: Prior standard deviation, like ``y_q``; below 0.11 q it counts as 0.11 q.
+
+        Returns:
+            Likelihoods, like ``y_q``, in [1e-9, 1].
         """
         scale = self.lower_bound_scale(sigma / q)
         distance = torch.abs(y_q / q - mu / q)
