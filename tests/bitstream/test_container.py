@@ -27,7 +27,7 @@ MODEL = b"model!"
 
 
 def example(**fields: object) -> GicFile:
-    usual = {"model_id": MODEL, "width": 40, "height": 30, "level": -7, "payloads": (Payload(b"zzz", b"yyyyy"),)}
+    usual = {"model_id": MODEL, "width": 40, "height": 30, "code": -7, "payloads": (Payload(b"zzz", b"yyyyy"),)}
     return GicFile(**{**usual, **fields})  # type: ignore[arg-type]
 
 
