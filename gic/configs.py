@@ -66,14 +66,38 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
 
 
+def places_of(key: str, words: Sequence[str]) -> list[str]:
+    """Where configs among the words of a command line have a key: dotted paths, each once.
+
+    >>> places_of("foo", ["--config", "model: {foo: 1, codec: {foo: 2}}"])
+    ['model.foo', 'model.codec.foo']
+    """
+    found: dict[str, None] = {}
+
+    def search(value: object, at: str) -> None:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                path = f"{at}.{name}" if at else str(name)
+                if name == key:
+                    found[path] = None
+                search(part, path)
+
+    for option, text in zip(words, words[1:], strict=False):
+        if option == "--config":
+            search(yaml.safe_load(Path(text).read_text() if text.endswith((".yaml", ".yml")) else text), "")
+    return list(found)
+
+
 class PlainErrors:
     """For a parser of jsonargparse: says what is wrong without the pages of usage before it."""
 
     speaker = "gic"
     """Who says so."""
+    explained_by = "--help"
+    """Options that explain the others."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message and stop."""
         print(f"{self.speaker}: {message}", file=sys.stderr)
-        print(f"{self.speaker}: --print_config shows every setting, --help explains them", file=sys.stderr)
+        print(f"{self.speaker}: --print_config shows every setting; {self.explained_by} explains them", file=sys.stderr)
         sys.exit(2)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from gic.configs import PlainErrors, expand_configs
+from gic.configs import PlainErrors, expand_configs, places_of
 from gic.errors import ConfigError, GicError, require
 
 
@@ -63,8 +64,21 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         "preemption": Preemption,
     }
 
+    words = expand_configs(argv if run else argv[1:])
+    # Classes where a config names no others.
+    PARTS = {"model": LitCodec, "data": ImageData}
+
     class Parser(PlainErrors, LightningArgumentParser):
         """Says what is wrong in a line."""
+
+        explained_by = "--help, or --model.help, --data.help, --ema.help, ..."
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            """Say where a key stands that is not accepted, which jsonargparse names without its path."""
+            if match := re.search(r"Option '(\w+)' is not accepted", message):
+                places = places_of(match[1], words)
+                message += f": {' or '.join(places)}" if places else ""
+            super().error(message, ex)
 
     class GicCLI(LightningCLI):
         """LightningCLI for our module and data."""
@@ -72,8 +86,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for name, callback in OURS.items():
                 parser.add_lightning_class_args(callback, name, subclass_mode=True, required=False)
-            parts = {"model": LitCodec, "data": ImageData}
-            parser.set_defaults({key: {"class_path": _name(kind)} for key, kind in parts.items()})
+            parser.set_defaults({key: {"class_path": _name(kind)} for key, kind in PARTS.items()})
             parser.set_defaults({"seed_everything": 0})
             parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
 
@@ -163,6 +176,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
                 print(f"no checkpoint in {folder} yet: beginning anew", file=sys.stderr)
             return None if found is None else str(found)
 
+    helps = {f"--{key}.help": f"--{key}.help={_name(kind)}" for key, kind in PARTS.items()}
     try:
         return GicCLI(
             L.LightningModule,
@@ -173,7 +187,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             parser_class=Parser,
             save_config_callback=SaveConfig,
             parser_kwargs={"prog": "gic"},
-            args=expand_configs(argv if run else argv[1:]),
+            args=[helps.get(word, word) for word in words],
             run=run,
         )
     except ValueError as error:
