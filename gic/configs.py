@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,10 +67,10 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
 
 
-def places_of(key: str, words: Sequence[str]) -> list[str]:
-    """Where configs among the words of a command line have a key: dotted paths, each once.
+def places_of(key: str, configs: Sequence[object]) -> list[str]:
+    """Where configs have a key: dotted paths, each once.
 
-    >>> places_of("foo", ["--config", "model: {foo: 1, codec: {foo: 2}}"])
+    >>> places_of("foo", [{"model": {"foo": 1, "codec": {"foo": 2}}}])
     ['model.foo', 'model.codec.foo']
     """
     found: dict[str, None] = {}
@@ -82,10 +83,15 @@ def places_of(key: str, words: Sequence[str]) -> list[str]:
                     found[path] = None
                 search(part, path)
 
-    for option, text in zip(words, words[1:], strict=False):
-        if option == "--config":
-            search(yaml.safe_load(Path(text).read_text() if text.endswith((".yaml", ".yml")) else text), "")
+    for config in configs:
+        search(config, "")
     return list(found)
+
+
+def configs_among(words: Sequence[str]) -> list[object]:
+    """The configs among the words that :func:`expand_configs` gives."""
+    texts = [text for option, text in pairwise(words) if option == "--config"]
+    return [yaml.safe_load(Path(text).read_text() if text.endswith((".yaml", ".yml")) else text) for text in texts]
 
 
 class PlainErrors:

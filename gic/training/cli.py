@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gic.configs import PlainErrors, expand_configs, places_of
+from gic.configs import PlainErrors, configs_among, expand_configs, places_of
 from gic.errors import ConfigError, GicError, require
 
 
@@ -65,6 +65,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     }
 
     words = expand_configs(argv if run else argv[1:])
+    configs = configs_among(words)
     # Classes where a config names no others.
     PARTS = {"model": LitCodec, "data": ImageData}
 
@@ -76,7 +77,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             """Say where a key stands that is not accepted, which jsonargparse names without its path."""
             if match := re.search(r"Option '(\w+)' is not accepted", message):
-                places = places_of(match[1], words)
+                places = places_of(match[1], configs)
                 message += f": {' or '.join(places)}" if places else ""
             super().error(message, ex)
 
