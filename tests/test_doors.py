@@ -111,9 +111,6 @@ class Part(Sampler):
     def run(self, flow):
         return flow.y_q + self.share * (flow.mean - flow.y_q)
 
-    def evaluations(self, steps):
-        return 1
-
 
 class Brightness(ImageMetric):
     """How far the mean values are apart, times a factor."""

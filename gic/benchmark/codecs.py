@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from gic.errors import ConfigError
-from gic.method.samplers import Sampler
+from gic.method.samplers import Sampler, sampler_of
 from gic.version import __version__
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class Decoding:
     realism: float = 1.0
     sampler: str | Sampler | None = None
     steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Find a wrong sampler before anything is measured."""
+        if self.sampler is not None:
+            sampler_of(self.sampler)
 
     @property
     def label(self) -> str:

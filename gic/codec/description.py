@@ -190,11 +190,14 @@ def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bo
     first = name.partition(".")[0]
     if not module or first not in trust:
         hint = f": if you trust whoever wrote it, --trust {first}" if module and first.isidentifier() else ""
-        raise ConfigError(f"{where} asks for the class {_short(name)}, which is none of gic's networks: refused{hint}")
+        raise ConfigError(f"{where} asks for the class {_short(name)}, which is none of gic's classes: refused{hint}")
     try:
         found = getattr(importlib.import_module(module), last)
     except Exception as error:  # whatever the user's module raises
-        raise ConfigError(f"{where} asks for {_short(name)}, which cannot be imported: {first_line(error)}") from error
+        missing = isinstance(error, ModuleNotFoundError) and error.name == first
+        hint = "; install the package, or set PYTHONPATH to the folder that it is in" if missing else ""
+        problem = f"which cannot be imported: {first_line(error)}{hint}"
+        raise ConfigError(f"{where} asks for {_short(name)}, {problem}") from error
     if not isinstance(found, type) or not issubclass(found, _DESCRIBED):
         raise ConfigError(f"{where} asks for {_short(name)}, which is no network")
     return found, True

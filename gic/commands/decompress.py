@@ -21,8 +21,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="of the reverse flow: mean, euler, heun, sde, restart, with parameters if need be, as 'sde(alpha=0.3)' "
-        "(default: the model's)",
+        help="of the reverse flow, with parameters if need be: heun, 'sde(alpha=0.3)', or any other of "
+        "gic.method.samplers; mine.Slow from a package that --trust names (default: the model's)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of stochastic samplers (default 0)")
     add_codec(parser)

@@ -32,5 +32,7 @@ def run(args: Namespace) -> int:
     if output.suffix != ".safetensors":
         raise ConfigError(f"the output must end in .safetensors, not {output}")
     export_checkpoint(args.checkpoint, output, args.note, args.trust)
-    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    print(
+        f"written: {output} ({output.stat().st_size / 1e6:.1f} MB, float16: a model of its own, whose files it decodes)"
+    )
     return 0

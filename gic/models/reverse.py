@@ -106,11 +106,11 @@ class ReverseNetwork(nn.Module, ABC):
     """U: what refines the prior of y from y_q; a subclass may be any network.
 
     Attributes:
-        latent_channels: M, channels of y that it refines; None as long as nobody has said it.
+        latent_channels: M, channels of y that it refines; None until :meth:`refine_for` is called, where it is open.
         realistic: Second weights for r > 0; None, or no such attribute, for a network in which r changes nothing.
     """
 
-    latent_channels: int | None
+    latent_channels: int | None = None
     realistic: nn.Module | None
 
     def refine_for(self, latent_channels: int) -> None:
@@ -136,7 +136,7 @@ class ReverseNetwork(nn.Module, ABC):
             mu: Prior mean, like ``y_q``.
             log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
             log_q: Natural logarithm of the level, (B,).
-            realism: r in [0, 1], a number or one for each sample; given to networks with second weights alone.
+            realism: r in [0, 1], a number or one for each sample; passed only where ``realistic`` is not None.
 
         Returns:
             ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats), like ``y_q``, float32. Both zero leave the prior as

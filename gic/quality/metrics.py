@@ -164,6 +164,8 @@ def check_metric_name(name: str) -> None:
     """
     if name in METRICS:
         return
+    if "." in name:
+        raise ConfigError(f"a metric of your own is named by its class: {{class_path: {name}}}, not {name!r}")
     check_pyiqa_name(name)
     if name in _NOT_OF_ONE_IMAGE:
         raise ConfigError(f"{name} of pyiqa does not judge single images")
@@ -196,6 +198,10 @@ def make_metric(
     if not isinstance(metric, (ImageMetric, SetMetric)):
         raise ConfigError(f"a metric is a name, an ImageMetric or a SetMetric, not {type(metric).__name__}")
     metric.start(Resources(device, named_files(weights), download, {} if shared is None else shared))
+    if not isinstance(getattr(metric, "info", None), MetricInfo):
+        raise ConfigError(
+            f"the metric {type(metric).__name__} does not say what it is: give it an `info`, a MetricInfo"
+        )
     return metric
 
 

@@ -126,7 +126,7 @@ def _pyiqa(
 METRICS: Mapping[str, Entry] = {
     "psnr": Entry(_own("PSNR"), "PSNR", True),
     "ms_ssim": Entry(_own("MSSSIM"), "MS-SSIM", True, smallest=161),  # five scales
-    # A scale without zero.
+    # May be negative, so that its tolerance is absolute.
     "ssimulacra2": Entry(_own("SSIMULACRA2"), "SSIMULACRA 2", True, smallest=8, tolerance=Tolerance(0.0, 2.0)),
     "lpips_alex": _lpips("alex", 31),
     "lpips_alex_moved": _lpips("alex", 33, moved=2),  # half the stride of AlexNet's first layer

@@ -382,9 +382,10 @@ def test_means_over_kodak_are_those_measured_elsewhere(weights, shared):
 
 def test_without_weights_and_network_what_cannot_be_computed_is_named(no_network):
     images, sets, missing = make_metrics([*METRICS])
-    assert [metric.info.name for metric in images] == ["psnr", "ms_ssim", "ssimulacra2"]
+    without_weights = [name for name, entry in METRICS.items() if not entry.weights]
+    assert [metric.info.name for metric in images] == without_weights and "psnr" in without_weights
     assert not sets
-    assert set(missing) == set(METRICS) - {"psnr", "ms_ssim", "ssimulacra2"}
+    assert set(missing) == set(METRICS) - set(without_weights)
     assert all("cannot be had" in reason for reason in missing.values())
     x, x_hat = picture(170, 170), picture(170, 170, salt=1)
     assert all(metric(x_hat, x) is not None for metric in images)
@@ -403,9 +404,12 @@ def test_names_and_directions(weights):
 
 
 def test_the_direction_of_a_metric_is_known_without_its_weights(no_network):
-    names = [*METRICS, "ssim", "gmsd"]
-    better_higher = {"psnr", "ms_ssim", "ssimulacra2", "clipiqa", "maniqa", "musiq", "ssim"}
-    assert {name for name in names if higher_better(name)} == better_higher
+    assert all(higher_better(name) for name in ("psnr", "ms_ssim", "ssimulacra2", "ssim"))
+    assert not any(higher_better(name) for name in ("lpips_alex", "lpips_alex_moved", "fid", "kid768", "gmsd"))
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    for name in METRICS.keys() & DEFAULT_CONFIGS.keys() - {"psnr", "ms_ssim", "fid"}:
+        assert higher_better(name) != DEFAULT_CONFIGS[name].get("lower_better", False), name
     with pytest.raises(ConfigError, match="near: lpips_alex"):
         higher_better("lpips_alx")
 
