@@ -43,7 +43,7 @@ from gic.method.sde import Generator, coarsen, level, uniform, velocity
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """``denoiser(y_q, q) -> E[y | y_q]``; ``y_q`` (B, ...), ``q`` (B, 1, ..., 1), float32 or float64."""
 Realism = float | Sequence[float] | Tensor
-"""r in [0, 1] (DESIGN 7): a number, or one for each sample. Give Python's floats: reading a tensor waits for the GPU."""
+"""r in [0, 1] (DESIGN 7): a number, or one for each sample. Give Python floats: reading a tensor waits for the GPU."""
 
 
 class Flow(NamedTuple):
