@@ -1,0 +1,76 @@
+"""What documents, configs and scripts name is there: files, folders, modules, classes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from places import REPOSITORY
+
+NAMED_TODAY = [
+    path
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "slurm/*",
+        "recipes/*",
+        "configs/**/*.yaml",
+        "data/*.md",
+        "benchmarks/*.py",
+        ".ci/*",
+    )
+    for path in sorted(REPOSITORY.glob(pattern))
+    if path.is_file() and path.name != "CHANGELOG.md"  # which tells of the past
+]
+FOLDERS = ("gic", "tests", "configs", "docs", "benchmarks", "recipes", "slurm")
+FILE = re.compile(
+    rf"(?<!--output )(?<!-o )(?<![\w/.~$-])(?:\.\./)?((?:{'|'.join(FOLDERS)})/[\w./-]*[\w/])(?![\w*{{<$])"
+)
+NAME = re.compile(r"(?<![\w/.-])(gic(?:\.\w+)+)(?!\w|/|\()")
+
+
+def missing_files(text: str, folder: Path) -> list[str]:
+    """Paths of the repository in a text that lead nowhere, from its root or from the text's folder."""
+    return [
+        name
+        for name in FILE.findall(text)
+        if not any((base / name).exists() for base in (REPOSITORY, folder, folder.parent)) and "NAME" not in name
+    ]
+
+
+def missing_names(text: str) -> list[str]:
+    """Dotted names below gic in a text that cannot be imported."""
+    missing = []
+    for name in NAME.findall(text):
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            try:
+                value = importlib.import_module(".".join(parts[:count]))
+            except ModuleNotFoundError:
+                continue
+            for part in parts[count:]:
+                value = getattr(value, part, None)
+            if value is None and parts[-1] not in ("sif", "def", "safetensors", "py"):
+                missing.append(name)
+            break
+    return missing
+
+
+@pytest.mark.parametrize("path", NAMED_TODAY, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_what_a_document_names_is_there(path: Path) -> None:
+    text = path.read_text()
+    assert missing_files(text, path.parent) == []
+    assert missing_names(text) == []
+
+
+def test_the_check_sees_what_is_not_there() -> None:
+    assert missing_files("see gic/sde.py and docs/format.md, `configs/nowhere.yaml`", REPOSITORY) == [
+        "gic/sde.py",
+        "configs/nowhere.yaml",
+    ]
+    assert missing_names("gic.method.sde.velocity, gic.sde, gic.load and gic.training.EMA") == [
+        "gic.sde",
+        "gic.training.EMA",
+    ]
