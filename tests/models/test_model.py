@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from bounds import rounding
@@ -16,7 +17,7 @@ from gic.errors import ConfigError
 from gic.method import samplers, sde
 from gic.method.posterior import truncated_normal_mean
 from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
-from gic.models.compressor import ResidualCompressor
+from gic.models.compressor import Latents, ResidualCompressor
 from gic.models.entropy_model import SKIP_BELOW
 from gic.models.reverse import ReverseUNet
 
@@ -110,6 +111,50 @@ def test_the_rate_of_training_is_differentiable_and_that_of_dither_in_the_mean()
     training = torch.stack(noisy).mean(0) - torch.stack(z_noise).mean(0)
     evaluation = torch.stack(dithered).mean(0) - z
     assert torch.allclose(training, evaluation, rtol=0.01)
+
+
+@pytest.mark.parametrize("quantizer", ["round", "dither"])
+def test_the_rate_of_training_is_the_mean_over_the_cell_of_what_noise_may_give(quantizer: str) -> None:
+    """And not the rate of y or of y_q, from which it is far where sigma is small beside q."""
+    codec = tiny(quantizer=quantizer).double().train()
+    codec.compressor.prior_z.eval()  # the noise of z is not what is looked at
+    count = 4000
+    generator = torch.Generator().manual_seed(0)
+    offset, sigma = (torch.rand(2, 8, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    z = torch.zeros(2, 4, 1, 1, dtype=torch.float64)
+    q = torch.tensor([0.7, 3.0], dtype=torch.float64)
+    unit = sde.level(q, z)
+    mu = torch.full_like(offset, 0.4)
+    one = Latents(mu + unit * (offset - 0.5), z, z, mu, unit * (0.2 + 0.3 * sigma))
+    many = Latents(*(t.repeat_interleave(count, 0) for t in one))
+    torch.manual_seed(1)
+    drawn = codec.bits(many, q.repeat_interleave(count), many.y).reshape(2, count)
+    nodes, weights = (torch.from_numpy(t) for t in np.polynomial.legendre.leggauss(60))
+    likelihoods = [codec.compressor.likelihoods(one, q, one.y + unit * u / 2) for u in nodes]
+    rates = torch.stack([sum(-torch.log2(v).flatten(1).sum(1) for v in p.values()) for p in likelihoods], 1)
+    expected = rates @ weights / 2
+    error = drawn.std(1) / math.sqrt(count)
+    assert bool(((drawn.mean(1) - expected).abs() < 4.5 * error).all())
+    codec.eval()
+    codec.quantizer = "round"  # which codes everything
+    for y_q in (one.y, sde.forward(one.y, q, quantizer="round", mu=mu)):
+        assert bool(((codec.bits(one, q, y_q) - expected).abs() > 20 * error).all())
+
+
+def test_under_dither_what_is_skipped_costs_nothing_and_rounding_codes_it() -> None:
+    codec = tiny(quantizer="dither")
+    with torch.no_grad():
+        latents = Latents(*(t.double() for t in codec.compressor.analyse(images())))
+        codec.double()
+        q = torch.tensor([1.0, 4.0, 8.0], dtype=torch.float64)
+        latents = latents._replace(sigma=(0.99 * SKIP_BELOW * sde.level(q, latents.y)).expand_as(latents.y))
+        z = -torch.log2(codec.compressor.prior_z(latents.z)[1]).flatten(1).sum(1)
+        bound = rounding(latents.z[0].numel(), float(z.max()), torch.float64)
+        for y_q in (latents.mu, latents.y):  # the decoder's and any other
+            assert bool(((codec.bits(latents, q, y_q) - z).abs() <= bound).all())
+        codec.quantizer = "round"
+        for y_q in (latents.mu, latents.y):
+            assert bool((codec.bits(latents, q, y_q) > z + bound).all())
 
 
 def test_dither_skips_what_the_prior_knows_and_rounding_codes_everything() -> None:
