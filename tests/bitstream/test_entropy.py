@@ -121,6 +121,13 @@ def test_codes_of_levels_round_trip() -> None:
     assert abs(math.log2(level_value(level_code(0.7)) / 0.7)) <= 0.5 / LEVELS_PER_OCTAVE
 
 
+def test_codes_of_levels_are_the_numbers_of_16_bits() -> None:
+    assert level_code(level_value(-(2**15))) == -(2**15) and level_code(level_value(2**15 - 1)) == 2**15 - 1
+    for code in (-(2**15) - 1, 2**15):
+        with pytest.raises(ConfigError, match="cannot be stored"):
+            level_code(level_value(code))
+
+
 @pytest.mark.parametrize("q", [0.0, -1.0, math.nan, math.inf, 1e300, 1e-300])
 def test_impossible_levels_are_refused(q: float) -> None:
     with pytest.raises(ConfigError, match="cannot be stored"):

@@ -430,6 +430,20 @@ def test_a_sampler_of_the_users_own_runs_as_the_others_do() -> None:
     assert (str(sampler), str(Halfway())) == ("Halfway(share=0.25)", "Halfway")
 
 
+def test_a_sampler_need_not_be_a_dataclass() -> None:
+    class End(Sampler):
+        def run(self, flow: Flow) -> Tensor:
+            return flow.mean
+
+        def evaluations(self, steps: int) -> int:
+            return 1
+
+    y_q, q = batch()
+    assert str(End()) == "End"
+    end = samplers.reverse(smooth_denoiser, y_q, q, sampler=End())
+    assert torch.equal(end, samplers.reverse(smooth_denoiser, y_q, q, sampler="mean"))
+
+
 def test_a_sampler_with_a_name_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(samplers.SAMPLERS, "halfway", Halfway)
     assert sampler_of("halfway(share=0.75)") == Halfway(0.75)
