@@ -238,6 +238,20 @@ def test_evaluations_counts_the_calls_of_the_denoiser(sampler: str, steps: int) 
     assert min(calls) > 0 and max(calls) <= float(q[0]) * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+@pytest.mark.parametrize("realism", [0.0, [0.0] * 4, torch.zeros(4)])
+def test_realism_zero_takes_one_evaluation(sampler: str, realism: samplers.Realism) -> None:
+    calls: list[float] = []
+
+    def counting(y_q: Tensor, q: Tensor) -> Tensor:
+        calls.append(float(q[0]))
+        return smooth_denoiser(y_q, q)
+
+    y_q, q = batch()
+    samplers.reverse(counting, y_q, q, steps=3, sampler=sampler, realism=realism)
+    assert calls == [float(q[0])]
+
+
 @pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
 def test_the_schedule_falls_strictly_from_one_to_zero(rho: float) -> None:
     levels = samplers.schedule(7, rho)

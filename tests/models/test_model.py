@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -221,6 +222,20 @@ def test_no_steps_are_an_error_and_not_the_default() -> None:
     out = codec(images(), Q)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         codec.restore(out.latents, out.y_q, Q, steps=0)
+
+
+def test_one_step_is_enough_by_default_too() -> None:
+    codec, other = tiny(steps=1), tiny(steps=3)
+    with torch.no_grad():
+        assert torch.equal(codec(images(), Q).x_hat, other(images(), Q, steps=1).x_hat)
+
+
+@pytest.mark.parametrize("kind", ["nll", "mse"])
+def test_the_reverse_loss_has_one_number_for_each_sample(kind: Literal["nll", "mse"]) -> None:
+    codec = tiny()
+    latents = codec.compressor.analyse(images())
+    loss = codec.reverse_loss(latents, codec.to_level(latents, Q), Q, kind)
+    assert loss.shape == (3,) and bool(torch.isfinite(loss).all())
 
 
 def test_restore_needs_nothing_of_the_encoder_but_mu_and_sigma() -> None:
