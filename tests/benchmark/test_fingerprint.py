@@ -52,6 +52,11 @@ def test_a_source_is_left_out_by_name_alone(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in sources(tmp_path)] == ["folder/new.py", "new.c", "new.py"]
 
 
+def test_without_a_package_the_one_that_runs_is_meant():
+    assert sources() == sources(PACKAGE) and len(sources()) > 1
+    assert Gic(q=[1.0])._code == _code_hash() == _code_hash(PACKAGE)
+
+
 @pytest.mark.parametrize(
     "name", ["models/lapped.py", "bitstream/_rans.c", "models/layers.py", "codec/weights.py", "new.py"]
 )

@@ -136,6 +136,15 @@ def test_malformed_files_are_refused_with_the_reason(data: bytes, said: str) -> 
         unpack(data)
 
 
+@pytest.mark.parametrize(("width", "height"), [(2**16, 1), (1, 2**16), (2**16, 2**12), (2**14, 2**14)])
+def test_the_largest_pictures_are_the_documented_ones(width: int, height: int) -> None:
+    assert unpack(pack(example(width=width, height=height))) == example(width=width, height=height)
+    for size in ((width + 1, height), (width, height + 1)):
+        if max(size) > 2**16 or size[0] * size[1] > 2**28:
+            with pytest.raises(FormatError, match="larger than the format allows"):
+                unpack(body(size=varint(size[0]) + varint(size[1])))
+
+
 def with_metadata(packed: bytes) -> bytes:
     return body(flags=4, optional=varint(len(packed)) + packed)
 

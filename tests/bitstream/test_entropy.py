@@ -24,6 +24,7 @@ from gic.bitstream.tables import (
     SCALE_FIRST,
     SCALE_STEP,
     SKIP_DITHER,
+    SKIP_ROUND,
     SYMBOL_MAX,
     Tables,
     dither_values,
@@ -118,6 +119,13 @@ def test_codes_of_levels_round_trip() -> None:
         assert level_code(level_value(code)) == code
     assert level_value(2048) == 4.0
     assert abs(math.log2(level_value(level_code(0.7)) / 0.7)) <= 0.5 / LEVELS_PER_OCTAVE
+
+
+def test_codes_of_levels_are_the_numbers_of_16_bits() -> None:
+    assert level_code(level_value(-(2**15))) == -(2**15) and level_code(level_value(2**15 - 1)) == 2**15 - 1
+    for code in (-(2**15) - 1, 2**15):
+        with pytest.raises(ConfigError, match="cannot be stored"):
+            level_code(level_value(code))
 
 
 @pytest.mark.parametrize("q", [0.0, -1.0, math.nan, math.inf, 1e300, 1e-300])
@@ -338,6 +346,20 @@ def test_modules_that_cannot_be_exact_are_refused(module: nn.Module) -> None:
         IntegerNetwork(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), torch.ones(4).double())
 
 
+def test_what_leaves_the_network_and_its_layers_is_clamped_where_it_is_documented() -> None:
+    first, last = nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(first.weight)
+    nn.init.ones_(last.weight)
+    z = torch.tensor([-(2**20), -3, 0, 5, 2**20]).reshape(1, 1, 1, 5)
+
+    def out(network: nn.Module, gain: float) -> list[float]:
+        return IntegerNetwork(network, torch.tensor([gain]).double())(z).flatten().tolist()  # type: ignore[no-any-return]
+
+    assert out(last, 1.0) == [-(2**15), -3, 0, 5, 2**15]  # the inputs
+    assert out(last, 2.0**12) == [-(2**24), -3 * 2**12, 0, 5 * 2**12, 2**24]  # the outputs
+    assert out(nn.Sequential(first, last), 1.0) == [-(2**14), -3, 0, 5, 2**14]  # 2^26 units of 2^-12 between layers
+
+
 @pytest.mark.parametrize("magnitude", [3, 1000, INPUT_MAX, 2**20])
 def test_the_network_equals_integer_arithmetic(magnitude: int) -> None:
     """Against a reference in Python's integers, up to inputs that reach the clamps."""
@@ -518,6 +540,43 @@ def test_a_single_element_and_table_edges_round_trip() -> None:
             assert tables.decode(tables.encode(index, symbols), index) == symbols
 
 
+def test_the_length_of_each_symbol_is_what_it_adds() -> None:
+    """Inside a table and outside it, where each doubling of the distance takes one more head bit and one more digit."""
+    tables = gaussian_tables(False)
+    for table in range(0, len(tables), 7):
+        radius = -int(tables.low[table])
+        own = [
+            0,
+            1,
+            -1,
+            radius,
+            -radius,
+            radius + 1,
+            -radius - 1,
+            radius + 2,
+            radius + 1000,
+            -radius - 65537,
+            SYMBOL_MAX,
+        ]
+        symbols, index = np.array(own, np.int32), np.full(len(own), table)
+        lengths = tables.lengths(index, symbols)
+        alone = [tables.length(index[:1], symbols[i : i + 1]) for i in range(len(own))]
+        assert lengths == pytest.approx(alone, rel=1e-12)
+        assert float(lengths.sum()) == pytest.approx(tables.length(index, symbols), rel=1e-12)
+        for i in range(len(own)):
+            many = np.repeat(symbols[i], 400)
+            size = 8 * len(tables.encode(np.repeat(table, 400), many))
+            assert abs(400 * lengths[i] - size) <= 32 + 0.001 * size
+
+
+def test_an_element_is_coded_from_the_smallest_ratio_on(coder: EntropyCoder) -> None:
+    """Where sigma / q is the least that counts, and not one step below."""
+    for code, (dither, least) in itertools.product((-700, 0, 900), ((False, SKIP_ROUND), (True, SKIP_DITHER))):
+        log2_sigma = torch.tensor([code + least - 1, code + least, code + least + 1], dtype=torch.int32)
+        prior = Prior(torch.zeros(1, 3, 1, 1), log2_sigma.reshape(1, 3, 1, 1))
+        assert coder.coded_mask(prior, code, dither).ravel().tolist() == [False, True, True]
+
+
 def test_symbols_that_cannot_be_coded_are_refused(coder: EntropyCoder) -> None:
     z = random_z(height=1, width=1)
     prior = coder.prior(torch.from_numpy(z))
@@ -529,8 +588,9 @@ def test_symbols_that_cannot_be_coded_are_refused(coder: EntropyCoder) -> None:
     assert not mask.all()
     with pytest.raises(ValueError, match="coded_mask"):
         coder.encode_y((~mask).astype(np.int32), prior, 6000)
-    with pytest.raises(ValueError, match="channels"):
-        coder.decode_z(b"", (1, 31, 2, 2))
+    for shape in ((1, 31, 2, 2), (32, 2), (32,)):
+        with pytest.raises(ValueError, match="channels"):
+            coder.decode_z(b"", shape)
 
 
 def test_dithered_symbols_follow_the_shifted_tables(coder: EntropyCoder) -> None:

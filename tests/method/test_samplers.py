@@ -199,6 +199,29 @@ def test_new_noise_changes_sde_and_its_seed_decides_how() -> None:
     assert not torch.allclose(a, c)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+def test_sde_keeps_the_variance_of_each_level_and_the_share_of_old_noise(alpha: float) -> None:
+    """With a denoiser that knows y the residual is all noise: of variance q^2 / 12, sqrt(1 - a^2) of it the old."""
+    count, q = 200_000, 3.0
+    y = torch.full((1, count), 0.7, dtype=torch.float64)
+    eps = [sde.uniform(y, torch.Generator().manual_seed(1))]
+    levels = [q]
+
+    def denoiser(y_q: Tensor, level: Tensor) -> Tensor:
+        eps.append((y_q - y) / level)
+        levels.append(float(level))
+        return y
+
+    options = {"steps": 4, "sampler": SDE(alpha), "generator": torch.Generator().manual_seed(2)}
+    samplers.reverse(denoiser, y + q * eps[0], q, **options)
+    assert levels[1:] == pytest.approx([q, 0.75 * q, 0.5 * q, 0.25 * q])
+    assert torch.allclose(eps[1], eps[0], atol=1e-12)
+    for old, new in itertools.pairwise(eps[1:]):
+        # The variance of a square of such noise is at most that of a Gaussian's, 2 / 12^2; so is that of a product.
+        assert float((new**2).mean()) == pytest.approx(1 / 12, abs=4.5 * math.sqrt(2 / count) / 12)
+        assert float((old * new).mean()) == pytest.approx(math.sqrt(1 - alpha**2) / 12, abs=9 / math.sqrt(count) / 12)
+
+
 @pytest.mark.parametrize("sampler", [*samplers.SAMPLERS, "restart(restarts=0)", "restart(restarts=3)"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_evaluations_counts_the_calls_of_the_denoiser(sampler: str, steps: int) -> None:
@@ -213,6 +236,20 @@ def test_evaluations_counts_the_calls_of_the_denoiser(sampler: str, steps: int) 
     samplers.reverse(counting, y_q, q, steps=steps, sampler=sampler)
     assert len(calls) == sampler_of(sampler).evaluations(steps)
     assert min(calls) > 0 and max(calls) <= float(q[0]) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+@pytest.mark.parametrize("realism", [0.0, [0.0] * 4, torch.zeros(4)])
+def test_realism_zero_takes_one_evaluation(sampler: str, realism: samplers.Realism) -> None:
+    calls: list[float] = []
+
+    def counting(y_q: Tensor, q: Tensor) -> Tensor:
+        calls.append(float(q[0]))
+        return smooth_denoiser(y_q, q)
+
+    y_q, q = batch()
+    samplers.reverse(counting, y_q, q, steps=3, sampler=sampler, realism=realism)
+    assert calls == [float(q[0])]
 
 
 @pytest.mark.parametrize("rho", [0.5, 1.0, 3.0])
@@ -405,6 +442,20 @@ def test_a_sampler_of_the_users_own_runs_as_the_others_do() -> None:
     assert torch.allclose(half, (mean + end) / 2, rtol=1e-14, atol=1e-14)
     assert sampler_of(sampler) is sampler
     assert (str(sampler), str(Halfway())) == ("Halfway(share=0.25)", "Halfway")
+
+
+def test_a_sampler_need_not_be_a_dataclass() -> None:
+    class End(Sampler):
+        def run(self, flow: Flow) -> Tensor:
+            return flow.mean
+
+        def evaluations(self, steps: int) -> int:
+            return 1
+
+    y_q, q = batch()
+    assert str(End()) == "End"
+    end = samplers.reverse(smooth_denoiser, y_q, q, sampler=End())
+    assert torch.equal(end, samplers.reverse(smooth_denoiser, y_q, q, sampler="mean"))
 
 
 def test_a_sampler_with_a_name_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,23 @@ def test_the_hyper_latent_begins_as_the_mean_activity_of_64_pixels() -> None:
     assert float((z - expected).abs().max()) < rounding(64, 30.0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [32, 33, 40])
+def test_as_many_channels_begin_as_activity_as_leave_32_others(channels: int) -> None:
+    model = compressor(hyper_channels=channels)
+    x = 0.5 + 0.4 * (as_float(picture(128, 64, "edges"))[None] - 0.5)
+    assert model.lapped is not None
+    y = model.analysis(x)
+    seen = model._activity(model.lapped.spread(y) / (8 * model.lapped.deviation)[:, None, None])
+    groups = frequency_groups(len(model.lapped.kept))
+    means = {groups[channel] for channel in model.lapped.means}
+    activity = [group for group in range(seen.shape[1]) if group not in means]
+    assert len(activity) > channels - 32
+    expected = 1.25 * torch.nn.functional.avg_pool2d(seen[:, activity], 4)
+    error = (model.hyper_analysis(y)[:, : len(activity)] - expected).abs().amax((0, 2, 3))
+    assert (error < rounding(64, 30.0)).tolist() == [number < channels - 32 for number in range(len(activity))]
+
+
 def test_the_exact_prior_is_that_of_the_network() -> None:
     model = compressor(detail_channels=64)
     z = torch.randint(-4, 5, (1, N, 2, 3), generator=torch.Generator().manual_seed(0))

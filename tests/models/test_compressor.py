@@ -10,11 +10,11 @@ import pytest
 import torch
 from bounds import rounding, terms_of
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from gic.errors import ConfigError
 from gic.method import sde
-from gic.models.compressor import Latents, ResidualCompressor
+from gic.models.compressor import Compressor, Latents, ResidualCompressor
 from gic.models.entropy_model import SIGMA_MAX, SIGMA_MIN, FactorizedPrior, LevelGaussian
 from gic.models.transforms import Block
 
@@ -230,6 +230,19 @@ def test_the_latents_are_float32_under_autocast() -> None:
         p = model.likelihoods(latents, torch.tensor([0.5, 4.0]), latents.y)
     assert all(v.dtype == torch.float32 and bool(torch.isfinite(torch.log2(v)).all()) for v in p.values())
     assert torch.equal(latents.z_hat, torch.round(latents.z))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 2.0, None])
+def test_a_network_says_its_stride_a_whole_number_from_one_on(stride: object) -> None:
+    def compressor(g_a: object, h_a: object) -> Compressor:
+        networks = [nn.Identity() for _ in range(4)]
+        networks[0].stride, networks[2].stride = g_a, h_a  # type: ignore[assignment]
+        return Compressor(*networks, latent_channels=3, hyper_channels=3)
+
+    assert compressor(8, 1).multiple == 8 and compressor(1, 4).multiple == 4 and compressor(1, 1).multiple == 1
+    for strides in ((stride, 1), (1, stride)):
+        with pytest.raises(ConfigError, match="Identity does not say its stride"):
+            _ = compressor(*strides).multiple
 
 
 # --- the two sets of weights of g_s -----------------------------------------------------------------------

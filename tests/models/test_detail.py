@@ -210,3 +210,13 @@ def test_what_cannot_be_is_refused(options) -> None:
     settings = {"latent_channels": M, "hyper_channels": 4, "lapped": True, "detail_channels": T, **options}
     with pytest.raises(ConfigError):
         ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), **settings)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scales_that_are_no_numbers_are_refused_by_the_coder(value: float) -> None:
+    model = compressor()
+    assert model.detail is not None
+    with torch.no_grad():
+        model.detail[3] = value
+    with pytest.raises(ConfigError, match="detail channels"):
+        EntropyCoder(model)

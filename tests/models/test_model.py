@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from bounds import rounding
@@ -16,7 +18,7 @@ from gic.errors import ConfigError
 from gic.method import samplers, sde
 from gic.method.posterior import truncated_normal_mean
 from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
-from gic.models.compressor import ResidualCompressor
+from gic.models.compressor import Latents, ResidualCompressor
 from gic.models.entropy_model import SKIP_BELOW
 from gic.models.reverse import ReverseUNet
 
@@ -112,6 +114,50 @@ def test_the_rate_of_training_is_differentiable_and_that_of_dither_in_the_mean()
     assert torch.allclose(training, evaluation, rtol=0.01)
 
 
+@pytest.mark.parametrize("quantizer", ["round", "dither"])
+def test_the_rate_of_training_is_the_mean_over_the_cell_of_what_noise_may_give(quantizer: str) -> None:
+    """And not the rate of y or of y_q, from which it is far where sigma is small beside q."""
+    codec = tiny(quantizer=quantizer).double().train()
+    codec.compressor.prior_z.eval()  # the noise of z is not what is looked at
+    count = 4000
+    generator = torch.Generator().manual_seed(0)
+    offset, sigma = (torch.rand(2, 8, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    z = torch.zeros(2, 4, 1, 1, dtype=torch.float64)
+    q = torch.tensor([0.7, 3.0], dtype=torch.float64)
+    unit = sde.level(q, z)
+    mu = torch.full_like(offset, 0.4)
+    one = Latents(mu + unit * (offset - 0.5), z, z, mu, unit * (0.2 + 0.3 * sigma))
+    many = Latents(*(t.repeat_interleave(count, 0) for t in one))
+    torch.manual_seed(1)
+    drawn = codec.bits(many, q.repeat_interleave(count), many.y).reshape(2, count)
+    nodes, weights = (torch.from_numpy(t) for t in np.polynomial.legendre.leggauss(60))
+    likelihoods = [codec.compressor.likelihoods(one, q, one.y + unit * u / 2) for u in nodes]
+    rates = torch.stack([sum(-torch.log2(v).flatten(1).sum(1) for v in p.values()) for p in likelihoods], 1)
+    expected = rates @ weights / 2
+    error = drawn.std(1) / math.sqrt(count)
+    assert bool(((drawn.mean(1) - expected).abs() < 4.5 * error).all())
+    codec.eval()
+    codec.quantizer = "round"  # which codes everything
+    for y_q in (one.y, sde.forward(one.y, q, quantizer="round", mu=mu)):
+        assert bool(((codec.bits(one, q, y_q) - expected).abs() > 20 * error).all())
+
+
+def test_under_dither_what_is_skipped_costs_nothing_and_rounding_codes_it() -> None:
+    codec = tiny(quantizer="dither")
+    with torch.no_grad():
+        latents = Latents(*(t.double() for t in codec.compressor.analyse(images())))
+        codec.double()
+        q = torch.tensor([1.0, 4.0, 8.0], dtype=torch.float64)
+        latents = latents._replace(sigma=(0.99 * SKIP_BELOW * sde.level(q, latents.y)).expand_as(latents.y))
+        z = -torch.log2(codec.compressor.prior_z(latents.z)[1]).flatten(1).sum(1)
+        bound = rounding(latents.z[0].numel(), float(z.max()), torch.float64)
+        for y_q in (latents.mu, latents.y):  # the decoder's and any other
+            assert bool(((codec.bits(latents, q, y_q) - z).abs() <= bound).all())
+        codec.quantizer = "round"
+        for y_q in (latents.mu, latents.y):
+            assert bool((codec.bits(latents, q, y_q) > z + bound).all())
+
+
 def test_dither_skips_what_the_prior_knows_and_rounding_codes_everything() -> None:
     codec = tiny(quantizer="dither", q_max=64.0)
     with torch.no_grad():
@@ -176,6 +222,20 @@ def test_no_steps_are_an_error_and_not_the_default() -> None:
     out = codec(images(), Q)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         codec.restore(out.latents, out.y_q, Q, steps=0)
+
+
+def test_one_step_is_enough_by_default_too() -> None:
+    codec, other = tiny(steps=1), tiny(steps=3)
+    with torch.no_grad():
+        assert torch.equal(codec(images(), Q).x_hat, other(images(), Q, steps=1).x_hat)
+
+
+@pytest.mark.parametrize("kind", ["nll", "mse"])
+def test_the_reverse_loss_has_one_number_for_each_sample(kind: Literal["nll", "mse"]) -> None:
+    codec = tiny()
+    latents = codec.compressor.analyse(images())
+    loss = codec.reverse_loss(latents, codec.to_level(latents, Q), Q, kind)
+    assert loss.shape == (3,) and bool(torch.isfinite(loss).all())
 
 
 def test_restore_needs_nothing_of_the_encoder_but_mu_and_sigma() -> None:

@@ -325,6 +325,25 @@ def test_a_fused_optimiser_goes_on_from_a_state_that_lay_otherwise():
     assert torch.equal(*ends)
 
 
+def test_a_run_goes_on_from_a_checkpoint_whose_optimiser_state_lies_otherwise(words, tmp_path):
+    """As the state does of weights that lay otherwise: no value of it counts for another element."""
+    options = ("--trainer.max_steps", "4", "--trainer.limit_val_batches", "0", "--trainer.callbacks", CHECKPOINTS)
+    whole = weights(make_cli(words("fit", *options)))
+    path = tmp_path / "ckpt" / "step-000002.ckpt"
+    saved = torch.load(path, weights_only=True)
+    moved = 0
+    for state in saved["optimizer_states"][0]["state"].values():
+        for name, value in state.items():
+            if value.dim() == 4:
+                lies = torch.channels_last if value.is_contiguous() else torch.contiguous_format
+                state[name] = value.contiguous(memory_format=lies)
+                moved += state[name].stride() != value.stride()
+    assert moved
+    torch.save(saved, path)
+    for name, tensor in weights(make_cli(words("fit", *options, "--ckpt_path", str(path)))).items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_the_schedule_warms_up_and_ends_at_its_floor():
     schedule = WarmupCosine(warmup_steps=10, final=0.1)
     factors = [schedule.factor(step, 100) for step in range(101)]
