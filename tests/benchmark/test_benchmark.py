@@ -338,3 +338,10 @@ def test_points_and_decodings_of_gic_are_named_in_order(tmp_path):
     with pytest.raises(ConfigError, match="at least one decoding"):
         Gic(decodings=[])
     assert Gic(decodings=[Decoding(0.0), Decoding(1.0, "euler", 1)]).decodings == ["r=0", "r=1, euler, 1 step"]
+
+
+def test_a_sampler_that_there_is_not_is_found_before_anything_is_measured():
+    with pytest.raises(ConfigError, match="there is no sampler 'midpiont'"):
+        Decoding(1.0, "midpiont")
+    with pytest.raises(ConfigError, match="alpha must lie in"):
+        Decoding(1.0, "sde(alpha=2)")

@@ -16,6 +16,7 @@ from small import picture
 
 from gic.errors import ConfigError, DataError
 from gic.pictures.tensors import to_image, to_tensor
+from gic.quality.metric import ImageMetric
 from gic.quality.metrics import higher_better, make_metric, make_metrics
 from gic.quality.set_metrics import BATCH, PATCH, frechet_distance, patches, squared_mmd
 from gic.quality.ssimulacra2 import ssimulacra2
@@ -462,3 +463,26 @@ def test_a_wrong_file_in_the_folder_is_a_reason(no_network, tmp_path, monkeypatc
     images, _, missing = make_metrics(["psnr", "lpips_alex"])
     assert [metric.info.name for metric in images] == ["psnr"]
     assert "alexnet_features.pth" in missing["lpips_alex"]
+
+
+# --- one's own --------------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_of_ones_own_says_what_it_is_before_anything_is_measured():
+    class Silent(ImageMetric):
+        def measure(self, x_hat, x):
+            return 0.0
+
+    with pytest.raises(ConfigError, match="Silent does not say what it is"):
+        make_metric(Silent())
+    with pytest.raises(ConfigError, match=r"\{class_path: mine\.Metric\}"):
+        make_metrics(["psnr", "mine.Metric"])
+    with pytest.raises(ConfigError, match="a metric is a name"):
+        make_metric(7)
+
+
+def test_metrics_of_one_run_share_their_extractor(weights):
+    shared = {}
+    fid, kid = (make_metric(name, shared=shared) for name in ("fid768", "kid768"))
+    assert fid.extractor is kid.extractor and len(shared) == 1
+    assert make_metric("fid768").extractor is not fid.extractor
