@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import yaml
 
-from gic.errors import ConfigError
+from gic.errors import ConfigError, GicError
 from gic.names import OLD_NAMES, current
 
 EXTENDS = "extends"
@@ -92,6 +92,14 @@ def configs_among(words: Sequence[str]) -> list[object]:
     """The configs among the words that :func:`expand_configs` gives."""
     texts = [text for option, text in pairwise(words) if option == "--config"]
     return [yaml.safe_load(Path(text).read_text() if text.endswith((".yaml", ".yml")) else text) for text in texts]
+
+
+def own_error(error: BaseException) -> GicError | None:
+    """What a constructor of gic's said, in the error that jsonargparse has wrapped it in; None if it was no such."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, GicError):
+        cause = cause.__cause__
+    return cause
 
 
 class PlainErrors:

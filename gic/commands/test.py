@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
-from gic.benchmark.benchmark import Benchmark, FabricProcessGroup
-from gic.configs import PlainErrors, expand_configs
-from gic.devices import check_accelerator
+from gic.configs import PlainErrors, expand_configs, own_error
 from gic.errors import require
 from gic.names import TRUST_HELP
 
@@ -21,6 +19,8 @@ class Parser(PlainErrors, ArgumentParser):
 
 def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """Read the words after ``gic test``."""
+    from gic.benchmark.benchmark import Benchmark
+
     parser = Parser(
         prog="gic test",
         description="Measure a checkpoint on real files, beside other codecs: curves, BD-rates and a report.",
@@ -38,10 +38,17 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
 def run(argv: Sequence[str]) -> int:
     """Run ``gic test``; returns the exit code."""
     require("lightning")
+    require("webdataset")
     from lightning.fabric import Fabric
 
+    from gic.benchmark.benchmark import Benchmark, FabricProcessGroup
+    from gic.devices import check_accelerator
+
     parser, args = parse(argv)
-    made = parser.instantiate(args)
+    try:
+        made = parser.instantiate(args)
+    except ValueError as error:
+        raise own_error(error) or error from None
     values = dict(made.as_dict())
     launch = {name: values.pop(name) for name in ("accelerator", "devices", "num_nodes")}
     launch["accelerator"] = check_accelerator(launch["accelerator"])

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gic.configs import PlainErrors, configs_among, expand_configs, places_of
+from gic.configs import PlainErrors, configs_among, expand_configs, own_error, places_of
 from gic.errors import ConfigError, GicError, require
 
 
@@ -192,12 +192,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             run=run,
         )
     except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, GicError):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None  # jsonargparse has wrapped what a constructor said
+        raise own_error(error) or error from None
     except RuntimeError as error:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         # NCCL and the store have types for this; gloo has its source file's name.
