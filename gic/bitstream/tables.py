@@ -30,7 +30,7 @@ SYMBOL_MAX = 2**24
 SCALE_STEP = 64
 """Scales of the Gaussian tables are 1/16 octave apart, which costs 0.006 % of the bits (1/8 octave: 0.023 %)."""
 SCALE_FIRST, SCALE_LAST = -51 * SCALE_STEP, 128 * SCALE_STEP
-"""Range of the scales sigma / q: 0.11 to 256; the few wider elements use the last table and cost one or two bits more."""
+"""Range of the scales sigma / q: 0.11 to 256; the few wider ones use the last table and cost one or two bits more."""
 SKIP_ROUND = SCALE_FIRST - LEVELS_PER_OCTAVE
 """Under ``round``, elements with sigma / q below half the smallest scale, 0.055, are not coded: their symbol is 0,
 any other lies 9 sigma away."""

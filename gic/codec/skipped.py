@@ -61,8 +61,8 @@ def left_out(y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Lit
         quantizer: ``round`` or ``dither``.
 
     Returns:
-        Root of the sum of their squares over the channels, (B, 1, h, w). Errors within half a step, as of coded elements,
-        are, does not count.
+        Root of the sum of their squares over the channels, (B, 1, h, w). Errors within half a step, as
+            coded elements have, do not count.
     """
     # Skipped from the level above this one.
     code = (prior.log2_sigma - (SKIP_DITHER if quantizer == "dither" else SKIP_ROUND)).clamp_min(finest)
