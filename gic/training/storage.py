@@ -18,7 +18,7 @@ from gic.errors import ConfigError
 
 @contextmanager
 def _said_plainly(url: str) -> Iterator[None]:
-    """Turn what a file system raises into one line."""
+    """Turn the errors of a file system into one line."""
     try:
         yield
     except ImportError as error:
@@ -40,7 +40,7 @@ def copy_to(url: str, file: Path, obsolete: Sequence[str] = ()) -> None:
     Args:
         url: Folder.
         file: The file.
-        obsolete: Names of the files to remove; those that are not there are passed over.
+        obsolete: Names of the files to remove; missing ones are ignored.
 
     Raises:
         ConfigError: If that is not possible.
@@ -55,7 +55,7 @@ def copy_to(url: str, file: Path, obsolete: Sequence[str] = ()) -> None:
 
 
 def checkpoints_at(url: str) -> list[str]:
-    """URLs of the checkpoints in a folder at a URL, or of the one that it is, by step, the newest first.
+    """URLs of the checkpoints in a folder at a URL, or the URL of one checkpoint, by step, the newest first.
 
     Raises:
         ConfigError: If it cannot be reached.
@@ -73,7 +73,7 @@ def fetched(url: str) -> Path:
     """A file at a URL, copied to this machine's temporary folder.
 
     Raises:
-        ConfigError: If it cannot be had.
+        ConfigError: If it is not available.
     """
     folder = Path(tempfile.gettempdir()) / f"gic-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
