@@ -106,7 +106,7 @@ def build(network: Network, kind: type[Module]) -> Module:
     """Build an untrained network.
 
     Raises:
-        ConfigError: If its arguments do not go together.
+        ConfigError: If its arguments do not fit together.
     """
     try:
         with _at_most(math.inf if network.trusted else MAX_PARAMETERS):
@@ -189,7 +189,7 @@ def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bo
     module, _, last = name.rpartition(".")
     first = name.partition(".")[0]
     if not module or first not in trust:
-        hint = f": if you trust whoever wrote it, --trust {first}" if module and first.isidentifier() else ""
+        hint = f": if you trust its author, --trust {first}" if module and first.isidentifier() else ""
         raise ConfigError(f"{where} asks for the class {_short(name)}, which is none of gic's classes: refused{hint}")
     try:
         found = getattr(importlib.import_module(module), last)

@@ -106,7 +106,7 @@ def plan_jobs(
 
 
 def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], overwrite: bool) -> int:
-    """Do all jobs; a file that fails is named and the others go on. Returns the exit code."""
+    """Do all jobs; a file that fails is named and the others continue. Returns the exit code."""
     from rich.console import Console
     from rich.progress import track
 

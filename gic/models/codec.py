@@ -56,7 +56,7 @@ class Codec(nn.Module):
         rho: Exponent of the step schedule.
 
     Raises:
-        ConfigError: If the levels or the networks do not go together.
+        ConfigError: If the levels or the networks do not fit together.
 
     Example:
         >>> from gic.models.compressor import ResidualCompressor

@@ -247,7 +247,7 @@ class Checkpoint(callbacks.Checkpoint):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say from where the run can go on."""
+        """Print where the run can be resumed."""
         self._tell(trainer)
 
     def _tell(self, trainer: L.Trainer) -> None:

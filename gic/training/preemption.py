@@ -1,4 +1,4 @@
-"""Stopping a run between two batches when its scheduler asks for it, so that it can go on later.
+"""Stopping a run between two batches when its scheduler requests it, so that it can be resumed later.
 
 A signal may arrive at any time, on some ranks and not on others, and in the worker processes of the data too. The
 handler only notes it, since nothing else is safe there. At the end of a batch the ranks agree on what was noted, save
@@ -30,7 +30,7 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # if several arrive, the later in t
 
 
 class PreemptedError(GicError):
-    """The run was stopped by a signal and saved; the text says how to go on."""
+    """The run was stopped by a signal and saved; the text says how to resume."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 

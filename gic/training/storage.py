@@ -1,7 +1,7 @@
 """Checkpoints at URLs of fsspec (``s3://``, ``gs://``, ``hf://``, ...): copied there, and fetched from there.
 
 A run writes to its folder on disk, whole or not at all; a copy of each checkpoint goes to the URL, and a run on another
-machine goes on from it. Packages for the kind of URL (s3fs, gcsfs, huggingface_hub, ...) are the user's to install.
+machine resumes from it. The user installs the package for the kind of URL (s3fs, gcsfs, huggingface_hub, ...).
 """
 
 from __future__ import annotations
