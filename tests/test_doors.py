@@ -333,5 +333,5 @@ def test_strides_that_files_cannot_hold_are_an_error(mine) -> None:
     with pytest.raises(ConfigError, match="multiples of 96 pixels"):
         ImageCodec(Codec(compressor, mine.Nudge()), "cpu")
     compressor.g_a = torch.nn.Identity()
-    with pytest.raises(ConfigError, match="Identity does not say its stride"):
+    with pytest.raises(ConfigError, match="Identity has no stride"):
         _ = compressor.multiple

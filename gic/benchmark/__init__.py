@@ -1,1 +1,1 @@
-"""``gic test``: how good a set of weights is, on real files, beside what people would use instead (DESIGN 10)."""
+"""``gic test``: measures a set of weights on real files, beside other codecs (DESIGN 10)."""

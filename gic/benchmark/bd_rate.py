@@ -50,13 +50,13 @@ class BDRate:
 def bd_rate(anchor: Curve, test: Curve, metric: MetricInfo) -> BDRate:
     """Compare two curves.
 
-    Where more bits make a metric worse, or change nothing, one value belongs to several rates, and any number would be
-    a choice. So both curves must be strictly monotone over the values that they share; beyond those, points past a
-    reversal are left out, as they do not count anyway.
+    If more bits make a metric worse or leave it unchanged, one value belongs to several rates, and the difference is
+    ambiguous. So both curves must be strictly monotone over the values that they share; beyond those, points past a
+    reversal are left out, since they are not used.
 
     Args:
-        anchor: What the other curve is held against.
-        test: The curve in question.
+        anchor: The reference curve.
+        test: The curve to compare with it.
         metric: The metric, of either direction.
 
     Returns:
@@ -136,7 +136,7 @@ def bd_table(results: Results, anchor: str) -> list[dict[str, Any]]:
 
     Args:
         results: A run.
-        anchor: Name of the curve that the others are held against.
+        anchor: Name of the reference curve.
 
     Returns:
         One row for each other curve and metric: ``anchor``, ``curve``, ``metric`` and the attributes of

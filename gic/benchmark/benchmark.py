@@ -1,4 +1,4 @@
-"""One benchmark: measures everything that a config names, on one process or several, and writes what it found."""
+"""One benchmark: measures everything that a config names, on one process or several, and writes the results."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Benchmark:
         codecs: gic with its rate points and decodings; several to compare sets of weights.
         baselines: Other codecs, measured on the same images.
         metrics: Names of metrics, see ``gic weights``, or metrics of your own by ``class_path``.
-        weights: Local weights of metrics by name; the others are looked for, then downloaded.
+        weights: Local weights of metrics by name; the others are searched for, then downloaded.
         output: Folder for results.json, results.csv, bd_rates.json, curves/, report.html and TensorBoard's log.
         cache: Folder for finished measurements, which other runs may share; ``cache`` in the output if left out.
         limit: Only the first so many images.
         report_images: Number of images that the report shows.
-        anchor: Curve that BD-rates are against; avif if it is there and nothing is named, else the last one.
+        anchor: Reference curve of the BD-rates; if left out avif if it was measured, else the last one.
         published: CSV file with published rate points to draw in.
         published_dataset: Name of the data set in that file.
         published_codecs: Names of the codecs in that file; all if left out.
@@ -99,7 +99,7 @@ class Benchmark:
             trust: Packages of the user's own whose classes weights may name.
 
         Raises:
-            GicError: If an image fails or settings are wrong; what was measured until then is kept.
+            GicError: If an image fails or settings are wrong; earlier measurements are kept.
         """
         for codec in self.codecs:
             codec.checkpoint = codec.checkpoint or checkpoint
@@ -121,7 +121,7 @@ class Benchmark:
             if first:
                 print(f"not computed: {name}: {reason}", file=sys.stderr)
         named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
-        about = about_run(command, team.device, named)  # now: the code may be changed while it runs
+        about = about_run(command, team.device, named)  # before the run, since the code may change meanwhile
         with ProgressReporter(self._count(team)) as runner.say:
             mine, failures = runner.run(self.data, self.limit)
         records = runner.collect(mine, failures)
@@ -193,7 +193,7 @@ class RecordPictures:
         return (data, mime) if mime else None
 
     def reconstruction(self, curve: str, setting: str, key: str) -> Image.Image | None:
-        """What the file decodes to, where browsers cannot decode it themselves."""
+        """The decoded picture, if browsers cannot decode the file themselves."""
         data = self._records[key].pictures.get((curve, setting))
         return None if data is None else _open(data)
 
@@ -224,7 +224,7 @@ class FabricProcessGroup:
 
 
 class ProgressReporter:
-    """Says which image is being measured: a moving bar on a terminal, a line for each image elsewhere."""
+    """Shows which image is being measured: a progress bar on a terminal, else a line for each image."""
 
     def __init__(self, total: int | None) -> None:
         from rich.console import Console
@@ -246,7 +246,7 @@ class ProgressReporter:
         self._progress.stop()
 
     def __call__(self, key: str, what: str) -> None:
-        """Say what is being done to an image."""
+        """Show the current step of an image."""
         name = Path(key).name
         if key != self._current:
             if self._lines:
@@ -264,7 +264,7 @@ def print_summary(results: Results, bd_rows: Sequence[Mapping[str, Any]]) -> Non
 
     console = Console()
     if not console.is_terminal:
-        console.width = max(console.width, 40 + 12 * len(results.metrics))  # a log file has no edge to keep to
+        console.width = max(console.width, 40 + 12 * len(results.metrics))  # a log file has no width limit
     table = Table(title=f"means of {len(results.images)} images, real files")
     for heading in ("curve", "setting", "bits per pixel", *(info.label for info in results.metrics.values()), "s", "s"):
         table.add_column(heading, justify="left" if heading in ("curve", "setting") else "right")

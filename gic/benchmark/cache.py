@@ -1,4 +1,4 @@
-"""Results that are kept on disk as they come, so that nothing finished is measured twice.
+"""Results that are kept on disk at once, so that finished work is not measured twice.
 
 A key is the hash of everything that a result depends on; an entry is written whole or not at all. Several processes
 may share a folder.
@@ -32,14 +32,14 @@ class Cache:
     """Small files in a folder, by key and kind.
 
     Args:
-        folder: Made when first written to.
+        folder: Created at the first write.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, key: str, suffix: str) -> Path:
-        """Where an entry lies, or would."""
+        """Path of an entry, existing or not."""
         return self.folder / key[:2] / f"{key}{suffix}"
 
     def read(self, key: str, suffix: str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""What is measured: anything that turns an image into bytes and bytes into an image, and gic as one of them."""
+"""Codecs under measurement: classes that turn images into bytes and back, and gic as one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gic.codec.image_codec import ImageCodec
 
 DEFAULT_POINTS = 8
-"""Number of levels, evenly spaced in log q over the model's range, where none are named."""
+"""Number of levels, evenly spaced in log q over the model's range, if none are given."""
 
 
 class BenchmarkCodec(ABC):
@@ -37,7 +37,7 @@ class BenchmarkCodec(ABC):
     mime: str = ""
 
     def start(self, device: str) -> None:  # noqa: B027
-        """Get ready: load weights, import libraries. Called once, after :meth:`unavailable` found nothing."""
+        """Load weights, import libraries. Called once, if :meth:`unavailable` returned None."""
 
     def unavailable(self) -> str | None:
         """Why this codec cannot run here, for the report; None if it can."""
@@ -65,7 +65,7 @@ class BenchmarkCodec(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Whatever else decides the files and pictures; results that were kept are used only where it agrees."""
+        """Everything else that files and pictures depend on; cached results are used only if it is equal."""
         return ""
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Decoding:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Find a wrong sampler before anything is measured."""
+        """Reject a wrong sampler before anything is measured."""
         if self.sampler is not None:
             sampler_of(self.sampler)
 
@@ -111,18 +111,18 @@ class Gic(BenchmarkCodec):
     """gic with one set of weights, at several levels, each file decoded in several ways.
 
     Args:
-        q: Quantisation steps; 8 over the model's range if neither these nor ``bpp`` are named.
-        bpp: Or targets in bits per pixel, which every image is brought to.
+        q: Quantisation steps; 8 over the model's range if neither these nor ``bpp`` are given.
+        bpp: Or targets in bits per pixel for every image.
         decodings: Ways to decode.
-        checkpoint: Weights; those of the command line (``--ckpt_path``) or the installation's own if left out.
+        checkpoint: Weights; those of the command line (``--ckpt_path``) or of the package if left out.
         quantizer: ``round`` or ``dither``, the model's default if left out.
-        name: For tables and files, to tell several sets of weights apart.
+        name: For tables and files, to distinguish several sets of weights.
 
     Attributes:
         trust: Packages of the user's own whose classes the weights may name.
 
     Raises:
-        ConfigError: If both ``q`` and ``bpp`` are named, or no decoding is.
+        ConfigError: If both ``q`` and ``bpp`` are given, or no decoding.
     """
 
     suffix = ".gic"
@@ -201,7 +201,7 @@ class Gic(BenchmarkCodec):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the code behind files and pictures, and the device: any change means measuring again."""
+        """Hash of the code behind files and pictures, and the device: after a change they are measured again."""
         return f"{self._code} {self.codec.device.type} {sorted(self._points.items())} {self._decodings}"
 
     def encode(self, image: Image.Image, setting: str) -> bytes:
@@ -215,9 +215,9 @@ class Gic(BenchmarkCodec):
 
 
 WITHOUT_INFLUENCE = ("__main__", "commands", "configs", "pillow", "benchmark", "training", "data", "quality")
-"""Modules and folders of gic that its files and pictures cannot depend on: training, its data and its judges.
+"""Modules and folders of gic that its files and pictures cannot depend on: training, its data and metrics.
 
-Everything else counts, also what is new."""
+Everything else counts, including new modules."""
 
 
 def sources(package: Path = Path(__file__).parent.parent) -> list[Path]:
@@ -236,7 +236,7 @@ def _code_hash(package: Path = Path(__file__).parent.parent) -> str:
 
 
 def check_names(codecs: Sequence[BenchmarkCodec]) -> None:
-    """Refuse two codecs of one name.
+    """Refuse two codecs with the same name.
 
     Raises:
         ConfigError: If there are any.

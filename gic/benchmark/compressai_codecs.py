@@ -1,4 +1,4 @@
-"""CompressAI's pretrained models as codecs that gic is held against: whole files, decoded from their bytes alone."""
+"""CompressAI's pretrained models as baselines: whole files, decoded from their bytes alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gic.errors import ConfigError, MissingExtraError, require
 from gic.pictures.tensors import to_image, to_tensor
 
 DOWNLOAD_SECONDS = 20.0
-"""How long a server may keep silent before its weights count as not to be had."""
+"""Timeout in seconds of a server, after which its weights count as not available."""
 
 SIDE = 64
 """CompressAI's networks take images whose sides are multiples of this, in pixels."""
 
 HEADER, LENGTH = struct.Struct("<B4H"), struct.Struct("<I")
-"""What :class:`CompressAIZoo` writes before the strings, and before each."""
+"""Headers that :class:`CompressAIZoo` writes before all strings, and before each."""
 
 
 class CompressAIZoo(Baseline):
@@ -37,7 +37,7 @@ class CompressAIZoo(Baseline):
     A file is a byte for the quality, four 16 bit numbers (width and height of the image, height and width of the last
     latent) and CompressAI's strings, each after its length in 32 bits: 13 bytes around the string of a factorised
     prior, 17 around the two of a hyperprior. Images are padded to multiples of 64 by repeating their edge, decoded
-    ones cropped. CompressAI comes with the extra ``baselines``.
+    images are cropped. CompressAI is installed by the extra ``baselines``.
 
     Args:
         model: Name in the zoo, for example ``mbt2018-mean`` or ``cheng2020-anchor``.
@@ -68,7 +68,7 @@ class CompressAIZoo(Baseline):
         except MissingExtraError as error:
             self._missing = str(error)
             if sys.version_info >= (3, 13):
-                self._missing = f"CompressAI takes numpy below 2, which Python 3.12 is the last to have: {error}"
+                self._missing = f"CompressAI needs numpy below 2, which Python 3.13 does not have: {error}"
             urls: Mapping[int, str] = dict.fromkeys(range(1, 9), "")
         else:
             if model not in zoo.model_urls:
@@ -91,7 +91,7 @@ class CompressAIZoo(Baseline):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """What the points share, and the weights of each."""
+        """Settings that the points share, and the weights of each."""
         weights = {label: self._weights_name(int(quality)) for label, quality in self._values.items()}
         return {"model": self.model, "metric": self.metric, "weights": weights}
 
@@ -102,7 +102,7 @@ class CompressAIZoo(Baseline):
         return self._urls[quality].rsplit("/", 1)[-1]  # the zoo's names carry a hash
 
     def unavailable(self) -> str | None:
-        """That CompressAI is not installed, or which weights cannot be had."""
+        """That CompressAI is missing, or which weights are not available."""
         if self._missing is not None:
             return self._missing
         try:
@@ -113,7 +113,7 @@ class CompressAIZoo(Baseline):
         return None
 
     def start(self, device: str) -> None:
-        """Move the networks to the device, but for those that code one position after the other."""
+        """Move the networks to the device, except those that code positions one after the other."""
         for setting in self.settings:
             network = self._network(setting)
             if not hasattr(network, "context_prediction"):
@@ -125,7 +125,7 @@ class CompressAIZoo(Baseline):
         Raises:
             ConfigError: If a checkpoint does not hold it.
             OSError: If it cannot be downloaded.
-            RuntimeError: If what was downloaded is something else.
+            RuntimeError: If the downloaded file is something else.
         """
         if setting not in self._networks:
             quality = int(self._values[setting])
@@ -145,7 +145,7 @@ class CompressAIZoo(Baseline):
         from compressai.zoo.pretrained import load_pretrained
 
         network = self._architecture.from_state_dict(load_pretrained(dict(state))).eval()
-        network.update()  # entropy tables, where the file has none
+        network.update()  # entropy tables, if the file has none
         return network
 
     @torch.no_grad()
@@ -177,7 +177,7 @@ def _device(network: nn.Module) -> torch.device:
 
 
 def _download(url: str) -> Mapping[str, Tensor]:
-    """A state dict from the zoo or from PyTorch's cache of it; gives up where torch.hub would wait for ever."""
+    """A state dict from the zoo or from PyTorch's cache of it; with a timeout, which torch.hub does not have."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_SECONDS)
     try:

@@ -1,6 +1,6 @@
 """Figures of a run: each metric against bits per pixel, as PNG and SVG.
 
-The codecs under test are drawn thick and in colour, the others thin and in grey with a marker each, published points
+The codecs under test are drawn thick and in colour, the others thin and grey with different markers, published points
 hollow and dashed. The same results give the same files.
 """
 
@@ -29,7 +29,7 @@ MAIN = ("psnr", "ms_ssim", "lpips_alex", "ssimulacra2", "dists", "fid", "fid768"
 OVERVIEW = 6
 """Most panels in the overview."""
 
-# Okabe and Ito's palette for what is tested, Tol's muted one for what was published: the colour-blind can tell them.
+# Okabe and Ito's palette for tested codecs, Tol's muted one for published points: both suit colour-blind readers.
 STRONG = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREYS = ("#5f6670", "#8a919b", "#6f7f8f", "#a0a6ad")
 MUTED = ("#332288", "#117733", "#882255", "#44aa99", "#cc6677", "#999933", "#aa4499", "#88ccee", "#ddcc77")
@@ -72,13 +72,13 @@ class _Line(NamedTuple):
 
 
 def save_curves(folder: Path, results: Results, published: Sequence[PublishedCurve] = ()) -> list[Path]:
-    """Draw a figure for each metric and, of two or more metrics, ``overview`` with the main ones.
+    """Draw a figure for each metric and, for two or more metrics, ``overview`` with the main ones.
 
     Args:
-        folder: Where to; made if it is not there.
-        results: What was measured.
-        published: Points from elsewhere. They are drawn where a metric of theirs was measured, and at the rates that
-            the results span, give or take a factor of 1.5.
+        folder: Target folder; created if missing.
+        results: The measurements.
+        published: Published points. They are drawn if one of their metrics was measured, at rates within a factor of
+            1.5 of the results' range.
 
     Returns:
         The files, ``<metric>.png`` and ``<metric>.svg``; none for a metric without values.
@@ -111,7 +111,7 @@ def save_curves(folder: Path, results: Results, published: Sequence[PublishedCur
 
 
 def _styles(results: Results) -> Iterable[tuple[Curve, dict[str, Any]]]:
-    """Every curve and how it is drawn. Prominent are those with a choice of decoding, else those of the first codec."""
+    """Every curve and its style. Prominent are curves with a choice of decoding, else those of the first codec."""
     strong = other = 0
     for curve in results.curves:
         if results.under_test(curve):

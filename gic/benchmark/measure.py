@@ -1,4 +1,4 @@
-"""Time and memory of one call, read when the device has finished (DESIGN 10)."""
+"""Time and memory of one call, synchronised with the device (DESIGN 10)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 class Timed(NamedTuple, Generic[T]):
-    """What a call returned and took.
+    """Result and cost of a call.
 
     Attributes:
-        value: What it returned.
+        value: Its return value.
         seconds: Wall-clock time.
-        peak_bytes: Most memory taken beyond what was held before, of the GPU where there is one, else of the process;
-            None where the system does not tell.
+        peak_bytes: Peak memory beyond the memory in use before, of the GPU if there is one, else of the process;
+            None if the system does not report it.
     """
 
     value: T
@@ -28,7 +28,7 @@ class Timed(NamedTuple, Generic[T]):
 
 
 def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
-    """Run ``call`` and say what it took.
+    """Run ``call`` and measure it.
 
     >>> timed(lambda: 6 * 7, torch.device("cpu")).value
     42
@@ -44,7 +44,7 @@ def timed(call: Callable[[], T], device: torch.device) -> Timed[T]:
 
 
 def _reset(device: torch.device) -> int | None:
-    """Bytes held now; from here on the peak counts afresh."""
+    """Bytes in use now; resets the peak."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

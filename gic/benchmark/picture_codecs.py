@@ -1,9 +1,9 @@
-"""Codecs that gic is held against: those of Pillow and its plugins.
+"""Baselines: the codecs of Pillow and its plugins.
 
-Each makes whole files and decodes from their bytes alone. Pictures are handed over without metadata, so that no file
-carries a profile or Exif data. Plugins are imported when they are needed; one that is missing is a reason
+Each writes whole files and decodes from their bytes alone. Pictures are passed without metadata, so that no file
+holds a profile or Exif data. Plugins are imported when they are needed; a missing one is reported
 (:meth:`~gic.benchmark.codecs.BenchmarkCodec.unavailable`), not an error. The default points of each codec lie between
-about 0.05 and 1.7 bits per pixel on photographs like Kodak's, as far down as the codec goes.
+about 0.05 and 1.7 bits per pixel on photographs like Kodak's, if the codec goes that low.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Subsampling = Literal["4:2:0", "4:2:2", "4:4:4"]
 
 
 class Baseline(BenchmarkCodec):
-    """A codec with one knob, whose values are the points of its curve.
+    """A codec with one setting, whose values are the points of its curve.
 
     Args:
-        name: Unique in a run; another than the default tells variants apart.
-        knob: Name of the knob, for the labels.
+        name: Unique in a run; give variants different names.
+        knob: Name of the setting, for the labels.
         values: Points, in any order.
         lowest: Smallest value that the codec takes.
         highest: Largest value that it takes.
@@ -60,7 +60,7 @@ class PillowBaseline(Baseline):
     module: ClassVar[str | None] = None
     """Feature of Pillow that must have been compiled in."""
     plugin: ClassVar[tuple[str, str] | None] = None
-    """Module to import, which registers the format, and the package that brings it."""
+    """Module to import, which registers the format, and its package."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ class PillowBaseline(Baseline):
         """Options of Pillow's ``save`` that make one point."""
 
     def unavailable(self) -> str | None:
-        """What is missing: the library, or one of its options, found by coding a small picture."""
+        """The missing library or option, found by coding a small picture."""
         if self.module is not None and not features.check(self.module):
             return f"Pillow {Image.__version__} was built without {self.format}"
         try:
@@ -177,9 +177,10 @@ class WebP(_Quality):
 class Avif(_Quality):
     """AVIF by libavif and aom.
 
-    What aom is tuned for decides much, and libavif's own default has changed with time; so it is always passed on by
-    name. ``iq`` is libavif's default since 1.3 and gives the same bytes. aom makes other files with one thread than
-    with two or more, and libavif cuts large pictures into tiles for its threads; so two threads and no tiles are set.
+    The tuning of aom has a large effect, and libavif's default has changed between versions; so it is always set
+    explicitly. ``iq`` is libavif's default since 1.3 and gives the same bytes. aom writes different files with one
+    thread than with more, and libavif cuts large pictures into tiles for its threads; so two threads and no tiles are
+    set.
 
     Args:
         qualities: From 0 to 100.
@@ -243,7 +244,7 @@ class JpegXL(_Quality):
 
     @property
     def version(self) -> str:
-        """Of the plugin, which brings its own libjxl and does not say which."""
+        """Of the plugin, which contains a libjxl of unknown version."""
         return f"pillow-jxl-plugin {metadata.version('pillow-jxl-plugin')} (its own libjxl)"
 
     @property

@@ -1,6 +1,6 @@
-"""Rate points that others published, from a CSV file, to draw beside what was measured.
+"""Published rate points from a CSV file, to draw beside the measured ones.
 
-Such points were made by other programs, at times on other crops; they are drawn apart and never put into BD-rates.
+Such points come from other programs, sometimes on other crops; they are drawn separately and never used in BD-rates.
 
 A file has a line for each point. It must have the columns ``codec`` and ``bpp`` and at least one of :data:`METRICS`;
 ``dataset`` (a file without it is of one data set), ``source``, ``file``, ``commit`` and ``protocol`` are optional.
@@ -45,10 +45,10 @@ class PublishedPoint(TypedDict):
 
 
 class PublishedCurve(TypedDict):
-    """What one source published of one codec on one data set."""
+    """Points of one codec on one data set from one source."""
 
     name: str
-    """The codec, with its source where several sources have it."""
+    """The codec, with its source if several sources have it."""
     source: str
     """Repository, file and commit, or else the CSV file."""
     note: str
@@ -69,8 +69,8 @@ def read_published(path: Path, dataset: str = "kodak", codecs: Collection[str] |
         Curves in the order of the file.
 
     Raises:
-        DataError: If the file cannot be read, lacks columns or values are no numbers, or has nothing of the data set
-            or of a codec.
+        DataError: If the file cannot be read, lacks columns, has values that are not numbers, or has no points of the
+            data set or of a codec.
     """
     try:
         text = path.read_text(encoding="utf-8")

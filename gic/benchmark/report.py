@@ -1,7 +1,7 @@
-"""``report.html``: one page that shows what a benchmark run found, pictures included (DESIGN 10).
+"""``report.html``: one page with the results of a benchmark run, including pictures (DESIGN 10).
 
-The page needs no network and no other file, and its Content-Security-Policy forbids it both: everything it shows is
-inside, pictures as base64 text that the browser decodes when they are looked at. Its parts lie in ``page/``.
+The page needs no network and no other file, and its Content-Security-Policy forbids both: everything is embedded,
+pictures as base64 text that the browser decodes when they are shown. Its parts lie in ``page/``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gic.files import write_bytes
 from gic.quality.metric import MetricInfo
 
 SHOWN_BY_BROWSERS = frozenset({"image/jpeg", "image/webp", "image/avif", "image/png", "image/gif"})
-"""MIME types of files that are embedded as they are; of others the reconstruction is."""
+"""MIME types of files that are embedded unchanged; for others the reconstruction is embedded."""
 
 THUMBNAIL = (208, 140)
 """Largest width and height of a thumbnail, in pixels."""
@@ -45,7 +45,7 @@ class PictureSource(Protocol):
         """The compressed file and its MIME type, empty where it has none; None if the file was not kept."""
 
     def reconstruction(self, curve: str, setting: str, key: str) -> Image.Image | None:
-        """What the file decodes to, asked for only where browsers do not show the file; None if it was not kept."""
+        """The decoded picture, requested only if browsers cannot show the file; None if it was not kept."""
 
 
 def write_report(
@@ -58,20 +58,20 @@ def write_report(
 ) -> None:
     """Write the report, whole or not at all.
 
-    The viewer holds each file of the codecs under test (those with a choice of decoding, or else the first) against
+    The viewer compares each file of the codecs under test (those with a choice of decoding, or else the first) with
     the file of every other codec that is nearest in bytes; only those files are embedded.
 
     Args:
-        path: Where to.
-        results: What was measured.
+        path: Target file.
+        results: The measurements.
         bd_rows: BD-rates: ``curve``, ``metric``, ``percent`` or else a ``reason``, the ``metric_range`` and
-            ``rate_range`` (bits per pixel) that they are over, and perhaps the ``anchor``.
-        published: Curves from elsewhere: ``name``, ``source``, perhaps a ``note``, and ``points``, each with
+            ``rate_range`` (bits per pixel) that they cover, and optionally the ``anchor``.
+        published: Published curves: ``name``, ``source``, optionally a ``note``, and ``points``, each with
             ``bits_per_pixel`` and ``metrics``.
         pictures: Pictures for the viewer.
 
     Raises:
-        DataError: If a picture is of no image of the results.
+        DataError: If a picture belongs to no image of the results.
     """
     embedded = _Embedded()
     images = [_image_data(results, key, pictures, embedded) for key in pictures.keys]
@@ -111,7 +111,7 @@ def write_report(
         script=script,
         pictures="".join(embedded.blocks),
     )
-    # The name of a file may hold bytes that are no text: they are shown as escapes.
+    # The name of a file may hold bytes that are not text: they are shown as escapes.
     write_bytes(path, page.encode("utf-8", errors="backslashreplace"))
 
 
@@ -129,7 +129,7 @@ def _part(name: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Content-Security-Policy: these scripts and no others, nothing from anywhere."""
+    """Content-Security-Policy: only these scripts, and no external sources."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
     return (
@@ -142,7 +142,7 @@ def _policy(*scripts: str) -> str:
 
 
 class _Embedded:
-    """Pictures inside the page, each once, known by their numbers."""
+    """Pictures embedded in the page, each once, identified by number."""
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
@@ -164,7 +164,7 @@ def _reconstruction_file(image: Image.Image) -> tuple[bytes, str]:
     """A reconstruction as a file that browsers show.
 
     AVIF of quality 95 without chroma subsampling is 44 to 48 dB from Kodak pictures and reconstructions of them, at two
-    fifths of the size of lossless WebP, which stands in where Pillow was built without AVIF.
+    fifths of the size of lossless WebP, which is used if Pillow was built without AVIF.
     """
     if features.check("avif"):
         return _saved(image, "AVIF", quality=95, subsampling="4:4:4", speed=8), "image/avif"
@@ -187,7 +187,7 @@ def _curve_data(curve: Curve, results: Results) -> dict[str, Any]:
 
 
 def _image_data(results: Results, key: str, pictures: PictureSource, embedded: _Embedded) -> dict[str, Any]:
-    """What the viewer knows of an image; its pictures are embedded."""
+    """Data of an image for the viewer; its pictures are embedded."""
     size = next(((image["width"], image["height"]) for image in results.images if image["key"] == key), None)
     if size is None:
         raise DataError(f"there is a picture of {key}, which is not among the images that were measured")
@@ -244,9 +244,9 @@ def _image_data(results: Results, key: str, pictures: PictureSource, embedded: _
 
 
 def _partners(results: Results, chosen: Curve, position: int, key: str) -> list[int | None]:
-    """For every curve the point that is held against one of ``chosen``.
+    """For every curve the point that is compared with one of ``chosen``.
 
-    Curves of the same codec share the file, those of others give the file whose size is nearest.
+    Curves of the same codec share the file; other codecs use the file with the nearest size.
     """
     point = chosen.points[position]
     size = point.images[key].bytes
@@ -291,7 +291,7 @@ def _viewer_note(results: Results) -> str:
     )
     return (
         f"{realism}Other codecs are shown with the file whose size is nearest to the chosen one. JPEG, WebP and AVIF "
-        "are those very files, decoded by this browser; what other files decode to is embedded as "
+        "are the measured files, decoded by this browser; the pictures of other files are embedded as "
         f"{shown}, the originals as lossless WebP. Values were measured on the decoded pictures, not on these copies."
     )
 
@@ -300,7 +300,7 @@ def _viewer_note(results: Results) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    """A number with so many significant digits.
+    """A number with ``digits`` significant digits.
 
     >>> _number(27.98823), _number(0.3), _number(-0.00012346), _number(512.0), _number(None)
     ('27.99', '0.3000', '−0.0001235', '512.0', '–')
@@ -404,7 +404,7 @@ def _means(results: Results) -> str:
 
 
 def _bd_rates(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
-    """BD-rates as a table of curves and metrics, the reasons of those that are missing below it."""
+    """BD-rates as a table of curves and metrics, with the reasons for missing ones below."""
     names = list(dict.fromkeys(row["metric"] for row in rows))
     labels = {name: results.metrics[name].label if name in results.metrics else name for name in names}
     reasons = list(dict.fromkeys(row["reason"] for row in rows if row["percent"] is None))
@@ -441,7 +441,7 @@ def _bd_rates(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
         "−20 % is a fifth fewer.</p>",
         _table("BD-rates", ["", *labels.values()], f"<tbody>{body}</tbody>"),
         f'<ol class="note">{notes}</ol>' if notes else "",
-        "<details><summary>What each is over</summary>",
+        "<details><summary>Ranges of values and rates</summary>",
         _table(
             "Ranges of the BD-rates",
             ["", "metric", "BD-rate", "values", "bits per pixel"],

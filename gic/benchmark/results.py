@@ -1,4 +1,4 @@
-"""What a benchmark run measured: one schema for every codec, kept as JSON and CSV (DESIGN 10).
+"""Results of a benchmark run: one schema for every codec, kept as JSON and CSV (DESIGN 10).
 
 A *codec* at one *setting* (a level q, a JPEG quality, ...) turns each image into one file; a *decoding* (realism,
 sampler, steps) turns files back into images. A curve is a codec with a decoding; its points are the settings.
@@ -33,7 +33,7 @@ class Measurement:
         bits_per_pixel: Bits of the file over the pixels of the original.
         encode_seconds: Image in memory to file in memory, synchronised.
         decode_seconds: File in memory to image in memory, synchronised.
-        encode_peak_bytes: Most memory taken while encoding, beyond what was held before; None if unknown.
+        encode_peak_bytes: Peak memory while encoding, beyond the memory in use before; None if unknown.
         decode_peak_bytes: The same while decoding.
         metrics: Values of the metrics of kind ``image``; None where a metric is not defined (an image too small).
     """
@@ -49,7 +49,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a curve: measurements of every image, and what follows from them.
+    """One setting of a curve: measurements of every image, and values derived from them.
 
     Attributes:
         setting: For example ``q=2`` or ``quality=30``.
@@ -64,7 +64,7 @@ class Point:
     def mean(self, measure: str) -> float | None:
         """Mean over the images of a measure or a metric; the value itself for a metric of kind ``set``.
 
-        None if there is none, or if it is not defined for every image: a mean over fewer images is not given.
+        None if there is none, or if it is not defined for every image: means are never over fewer images.
         """
         if measure in self.sets:
             return self.sets[measure]
@@ -106,7 +106,7 @@ class Results:
         about: How and where it was made: command, commit, versions, machine, time.
         images: For each image ``key``, ``width``, ``height`` and ``sha256`` of its pixels.
         metrics: The metrics that were computed, by name.
-        not_computed: Why the others were not, by name of the metric or the codec.
+        not_computed: Why others were not computed, by name of the metric or the codec.
         curves: Measurements.
         originals: Values of the no-reference metrics for the originals, by metric and image.
     """
@@ -125,7 +125,7 @@ class Results:
         return curve.codec == self.curves[0].codec
 
     def to_json(self) -> str:
-        """The whole as JSON, means beside the values that they are of."""
+        """All results as JSON, with means beside the values."""
         data = {"schema": SCHEMA, **asdict(self)}
         for curve, plain in zip(self.curves, data["curves"], strict=True):
             for point, entry in zip(curve.points, plain["points"], strict=True):

@@ -1,8 +1,8 @@
-"""Runs the benchmark: files are written and read back, images measured, and the results put together (DESIGN 10).
+"""Runs the benchmark: files are written and read back, images measured, and the results collected (DESIGN 10).
 
-Each process takes its share of the images, each once, and keeps what it measured in a folder at once: a run that was
-stopped goes on where it was. Means are taken by one process over all images in the same order, so that they do not
-depend on how the images were shared out.
+Each process takes its share of the images, each once, and writes its measurements to a folder at once: an interrupted
+run continues where it stopped. One process computes the means over all images in a fixed order, so that they do not
+depend on how the images were distributed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SingleProcess:
 
 @dataclass
 class Record:
-    """What was measured of one image; plain data that travels between processes.
+    """Measurements of one image; plain data that is sent between processes.
 
     Attributes:
         key: Name of the image in its source.
@@ -97,10 +97,10 @@ class Record:
 
 
 class Progress(Protocol):
-    """Told how far a process is."""
+    """Callback for the progress of a process."""
 
     def __call__(self, key: str, what: str) -> None:
-        """Say what is being done to the image of that key."""
+        """Report the current step of the image with that key."""
 
 
 class Runner:
@@ -112,8 +112,8 @@ class Runner:
         set_metrics: Metrics of all images together.
         cache: Where finished measurements are kept.
         team: The processes of the run.
-        report_images: Files and pictures of the first so many images are kept for the report.
-        say: Told what is being done.
+        report_images: Number of images whose files and pictures are kept for the report.
+        say: Called with the current step.
 
     Raises:
         ConfigError: If two codecs have the same name.
@@ -154,7 +154,7 @@ class Runner:
 
         Args:
             source: Folders, files or shards, as :class:`gic.data.stream.EvalImages` takes them.
-            limit: Only the first so many images.
+            limit: Use only this many images, the first ones.
 
         Returns:
             Records of this process' images, and a line for each image that could not be read or coded.
@@ -218,7 +218,7 @@ class Runner:
                     self.cache.write(decoded, ".png", record.pictures[curve, setting])
 
     def warm_up(self, codec: BenchmarkCodec, image: Image.Image, setting: str, decoding: str) -> None:
-        """Code one image unmeasured: the first call pays for tables, buffers and kernels."""
+        """Code one image without measuring: the first call includes setup of tables, buffers and kernels."""
         if codec.name not in self._warm:
             codec.decode(codec.encode(image, setting), decoding)
             self._warm.add(codec.name)
@@ -226,13 +226,13 @@ class Runner:
     def _values(
         self, key: str, metrics: Sequence[ImageMetric], picture: Callable[[], Tensor], x: Tensor
     ) -> dict[str, float | None]:
-        """Values of the metrics, those that are kept from there."""
+        """Values of the metrics, from the cache if they are there."""
         place = key_of(key, "metrics")
         kept: dict[str, float | None] = self.cache.read_json(place) or {}
         missing = [metric for metric in metrics if metric.info.identity not in kept]
         for metric in missing:
             value = metric(picture(), x)
-            # Not defined for this image, or infinite (PSNR of a lossless copy): JSON and means know no such number.
+            # Not defined for this image, or infinite (PSNR of a lossless copy), which JSON and means cannot hold.
             kept[metric.info.identity] = value if value is not None and math.isfinite(value) else None
         if missing:
             self.cache.write_json(place, kept)
@@ -251,7 +251,7 @@ class Runner:
         """Records of all processes, sorted by image, with names that are unique.
 
         Raises:
-            DataError: If an image failed, naming it: means over fewer images are not given.
+            DataError: If an image failed, with its name: means are never over fewer images.
         """
         everything = [record for part in self.team.gather(records) for record in part]
         failed = sorted(line for part in self.team.gather(failures) for line in part)
@@ -298,7 +298,7 @@ class Runner:
     def results(
         self, records: Sequence[Record], sets: Mapping[tuple[str, str], Mapping[str, float]], about: Mapping[str, Any]
     ) -> Results:
-        """Put together what was measured; the same on every process."""
+        """Collect the measurements; the same on every process."""
         metrics: list[ImageMetric | SetMetric] = [*self.image_metrics, *self.set_metrics]
         infos = {metric.info.name: metric.info for metric in metrics if metric.info.name not in self.not_computed}
         curves = []
@@ -323,7 +323,7 @@ class Runner:
 
 
 class _Attempt:
-    """One image through one codec: does what is asked for, and each step once."""
+    """One image through one codec: runs each requested step once."""
 
     def __init__(
         self, runner: Runner, codec: BenchmarkCodec, setting: str, decoding: str, encoded: str, x: Tensor
@@ -334,12 +334,12 @@ class _Attempt:
         self._picture: Tensor | None = None
 
     def file(self) -> bytes:
-        """The file, kept or made now."""
+        """The file, from the cache or encoded now."""
         data = self.runner.cache.read(self.encoded, self.codec.suffix)
         return self.encode()[0] if data is None else data
 
     def encode(self) -> tuple[bytes, dict[str, Any]]:
-        """The file and what it took to make it."""
+        """The file and the cost of encoding it."""
         cache, device = self.runner.cache, self.runner.team.device
         data, facts = cache.read(self.encoded, self.codec.suffix), cache.read_json(self.encoded)
         if data is None or facts is None:
@@ -365,7 +365,7 @@ class _Attempt:
         }
 
     def picture(self) -> Tensor:
-        """What the file decodes to, uint8 (3, H, W)."""
+        """The decoded picture, uint8 (3, H, W)."""
         if self._picture is None:
             self._keep(self.codec.decode(self.file(), self.decoding))
         assert self._picture is not None
@@ -390,7 +390,7 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
-        raise DataError(f"the image {twice[0]} is there twice: every image counts once")
+        raise DataError(f"the image {twice[0]} is named twice: every image counts once")
     last = Counter(Path(key).name for key in keys)
     return {key: Path(key).name if last[Path(key).name] == 1 else key for key in keys}
 

@@ -52,7 +52,7 @@ _LOG2_SIGMA_MIN = round(math.log2(SIGMA_MIN) * LEVELS_PER_OCTAVE)
 
 
 class Prior(NamedTuple):
-    """The Gaussian prior of y, identical wherever it is computed from the same z and weights.
+    """The Gaussian prior of y, identical on every machine for the same z and weights.
 
     Attributes:
         mu: Means, float32, multiples of 2^-MU_BITS, (B, M, 4h, 4w).
@@ -64,7 +64,7 @@ class Prior(NamedTuple):
 
     @property
     def sigma(self) -> Tensor:
-        """Standard deviations, float32; for what is not shared to the bit, like the denoiser."""
+        """Standard deviations, float32; for uses that need not be bit-exact, like the denoiser."""
         return torch.exp2(self.log2_sigma.float() / LEVELS_PER_OCTAVE)
 
 
@@ -90,16 +90,16 @@ def level_value(code: int) -> float:
 
 
 class EntropyCoder:
-    """Codes z and y of a compressor; reads its weights once, when made.
+    """Codes z and y of a compressor; reads its weights once, in the constructor.
 
     Symbols are int32 arrays. ``offsets`` are the dither's offset numbers, 0 ... OFFSETS - 1, like the symbols; ``None``
-    is plain rounding. Any shape will do, for z with the channels third from the end.
+    is plain rounding. Any shape is allowed; z has its channels third from the end.
 
     Args:
         compressor: Holds ``h_s``, whose output is mu and log sigma in this order, and ``prior_z``.
 
     Raises:
-        ConfigError: If h_s cannot be computed exactly, or weights are not finite numbers.
+        ConfigError: If h_s cannot be computed exactly, or weights are not finite.
 
     Example:
         >>> from gic.models.compressor import ResidualCompressor
@@ -150,7 +150,7 @@ class EntropyCoder:
         """Prior of y from integers z (B, N, h, w) of any dtype, on the device of ``z``.
 
         Raises:
-            ValueError: If ``z`` is not made of integers.
+            ValueError: If ``z`` does not consist of integers.
         """
         out = self._h_s(z)
         mu, log2_sigma = out[:, : self._means], out[:, self._means :]
@@ -200,7 +200,7 @@ class EntropyCoder:
         """Code the symbols of y.
 
         Args:
-            symbols: ``round((y - mu) / q - u)``, 0 where :meth:`coded_mask` says no.
+            symbols: ``round((y - mu) / q - u)``, 0 where :meth:`coded_mask` is False.
             prior: From :meth:`prior`.
             code: Code of the level q.
             offsets: The dither, or ``None``.

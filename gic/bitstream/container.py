@@ -2,8 +2,8 @@
 
     "GIC" | version | flags | model id | width, height | code | [seed] | [tile] | [metadata] | lengths | payloads | CRC
 
-All numbers are little-endian; lengths and sizes are unsigned LEB128 varints in their shortest form. Nothing here knows
-what the payloads mean. :func:`unpack` proves a file consistent before anything is decoded: every length lies within the
+All numbers are little-endian; lengths and sizes are unsigned LEB128 varints in their shortest form. This module does
+not decode the payloads. :func:`unpack` checks the whole file before anything is decoded: every length lies within the
 file, the file ends where the lengths say, sizes are within limits, unused bits are zero.
 """
 
@@ -49,7 +49,7 @@ class Payload(NamedTuple):
 
 
 class Metadata(NamedTuple):
-    """What travels beside the pixels when asked for.
+    """Optional data stored beside the pixels.
 
     Attributes:
         exif: EXIF block as Pillow gives it, or empty.
@@ -65,7 +65,7 @@ NO_METADATA = Metadata()
 
 @dataclass(frozen=True)
 class GicFile:
-    """Everything a file says.
+    """All fields of a file.
 
     Attributes:
         model_id: First bytes of the hash of the weights.
@@ -117,7 +117,7 @@ def pack(file: GicFile) -> bytes:
     """Write the fields as bytes.
 
     Raises:
-        ValueError: If a field lies outside its range; this is the encoder's mistake, not the user's.
+        ValueError: If a field lies outside its range, which is an error of the encoder, not of the user.
     """
     _check_ranges(file)
     flags = (
@@ -132,7 +132,7 @@ def pack(file: GicFile) -> bytes:
     if flags & _METADATA:
         metadata = _pack_metadata(file.metadata)
         out += _varint(len(metadata)) + metadata
-    # The last payload reaches to the checksum, so that its length need not be said.
+    # The last payload ends at the checksum, so its length is not stored.
     lengths = [length for p in file.payloads for length in (len(p.z), len(p.y))]
     for length in lengths[:-1]:
         out += _varint(length)
@@ -192,14 +192,14 @@ class _Reader:
 
 
 def unpack(data: bytes) -> GicFile:
-    """Read the fields of a file and prove them consistent.
+    """Read the fields of a file and check that they are consistent.
 
     Args:
         data: A whole file.
 
     Raises:
-        FormatError: If this is no such file, or it is damaged, truncated, of another version, or has trailing bytes;
-            the text says which.
+        FormatError: If this is not a ``.gic`` file, or it is damaged, truncated, of another version, or has trailing
+            bytes; the text says which.
     """
     body = _checked_body(data)
     reader = _Reader(body)
@@ -229,7 +229,7 @@ def unpack(data: bytes) -> GicFile:
 
 
 def _checked_body(data: bytes) -> bytes:
-    """The file without its checksum, which has been found right."""
+    """The file without its checksum, which is verified."""
     if data[:3] != MAGIC:
         raise FormatError("this is no .gic file: it does not begin with GIC")
     if len(data) > 3 and data[3] != VERSION:

@@ -1,6 +1,6 @@
-"""Convolutions in integers: the same result on every device, whatever the order of summation (DESIGN 8).
+"""Convolutions in integers: the same result on every device and for every order of summation (DESIGN 8).
 
-A trained network of 3x3 convolutions, ReLU and pixel shuffles becomes one of integers. Activations are multiples of
+A trained network of 3x3 convolutions, ReLU and pixel shuffles is converted to integers. Activations are multiples of
 ``2^-FRACTION_BITS``, clamped to ``+-2^MAGNITUDE_BITS`` of these; the weights of each output channel are multiples of a
 power of two chosen so fine that
 
@@ -32,7 +32,7 @@ INPUT_MAX = 2**15
 """Inputs are integers, clamped to +-INPUT_MAX; outputs likewise to +-OUTPUT_MAX."""
 OUTPUT_MAX = 2**24
 WEIGHT_BITS = 20
-"""No weight takes more bits than this, and the largest of a channel no fewer than WEIGHT_BITS_MIN, unless it is far
+"""Most bits of a weight. The largest weight of a channel has at least WEIGHT_BITS_MIN bits, unless it is far
 below any effect."""
 WEIGHT_BITS_MIN = 10
 SHIFT_BITS = 40
@@ -113,7 +113,7 @@ class IntegerNetwork:
     """A network of convolutions, ReLU and pixel shuffles in integers, from and to integers.
 
     Args:
-        network: ``nn.Sequential``, nested at will, of ``nn.Conv2d`` (odd kernel, stride 1, "same" zero padding),
+        network: ``nn.Sequential``, also nested, of ``nn.Conv2d`` (odd kernel, stride 1, "same" zero padding),
             ``nn.ReLU`` and ``nn.PixelShuffle``; a convolution comes last.
         gain: Units of the output per unit of the network's output, one for each output channel, float64.
 
@@ -155,10 +155,10 @@ class IntegerNetwork:
     def __call__(self, z: Tensor) -> Tensor:
         """Integers (B, C, h, w) of any dtype to integers in float64.
 
-        Computed on the CPU, whatever the device of ``z``: the coder that takes the result is there.
+        Computed on the CPU, where the coder uses the result; ``z`` may lie on any device.
 
         Raises:
-            ValueError: If ``z`` is not made of integers.
+            ValueError: If ``z`` does not consist of integers.
         """
         x = z.detach().to("cpu", torch.float64).contiguous()
         if not torch.equal(x, torch.floor(x)):  # also refuses nan

@@ -1,7 +1,7 @@
 """Elementary functions with the same bits on every machine, for tables that encoder and decoder must share.
 
 The exponential of one C library differs from another's in the last bit, and NumPy's own depends on the processor. So
-what the entropy coder's tables are built from is written here with operations that IEEE 754 defines to the bit:
+the functions behind the entropy coder's tables are written here with operations that IEEE 754 defines to the bit:
 ``+ - * /`` of float64 arrays, comparison, rounding, and scaling by powers of two. Each is a NumPy call of its own, so
 nothing can be fused, and every sum is an explicit loop, so its order is fixed. Relative errors stay below 1e-14.
 """

@@ -1,14 +1,14 @@
 """Range asymmetric numeral system (Duda 2013, arXiv 1311.2540): numbers with known frequencies to bytes and back.
 
 One state of up to 40 bits, renormalised by 16-bit words, in integers: exact by construction, safe on any input.
-The inner loops are there twice: in Python, about half a microsecond per symbol, and in C (``_rans.c``), about thirty
-nanoseconds with all that is around them, for installations that had a compiler; see :data:`COMPILED`. By measurement
-(benchmarks/entropy_coders.py) preferred to ``compressai.ans`` (crashes on damaged data), to ``constriction`` (how it
-rounds probabilities, and so what a file means, belongs to a version of it) and to NumPy over interleaved states (slower
-than the C with 256 of them, at 3 bytes of file each).
+The inner loops exist twice: in Python, about half a microsecond per symbol, and in C (``_rans.c``), about thirty
+nanoseconds including the overhead, for installations with a compiler; see :data:`COMPILED`. After measurements
+(benchmarks/entropy_coders.py) this was preferred to ``compressai.ans`` (crashes on damaged data), ``constriction`` (its
+version decides how probabilities are rounded, and so what a file means) and NumPy over interleaved states (slower than
+the C with 256 of them, at 3 bytes of file each).
 
-Bytes: the final state (4 or 5 bytes; fewer where it is all there is), then the words, big-endian, in the order in
-which the decoder reads them. The state starts from 2^16, where the decoder must arrive: at most 3 bytes of overhead.
+Bytes: the final state (4 or 5 bytes; fewer if no words follow), then the words, big-endian, in the order in
+which the decoder reads them. The state starts from 2^16, where the decoder must end: at most 3 bytes of overhead.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _compiled() -> ctypes.CDLL | None:
 
 _library = _compiled()
 COMPILED = _library is not None
-"""Whether this installation codes with the loops in C; the bytes are the same either way."""
+"""Whether this installation uses the loops in C; the bytes are the same in both cases."""
 
 
 def encode(starts: NDArray[np.integer[Any]], frequencies: NDArray[np.integer[Any]]) -> bytes:
@@ -75,7 +75,7 @@ def encode(starts: NDArray[np.integer[Any]], frequencies: NDArray[np.integer[Any
         The code; empty if there are no events.
 
     Raises:
-        ValueError: If there is not a frequency in its range for each start.
+        ValueError: If a start has no frequency, or one is out of range.
     """
     if len(starts) != len(frequencies) or (len(starts) and not 0 < frequencies.min() <= frequencies.max() < TOTAL):
         raise ValueError("each event needs a start and a frequency of 1 to 65535")
@@ -136,7 +136,7 @@ class Decoder:
 
         Raises:
             FormatError: If there are no data.
-            ValueError: If there is no table of a number.
+            ValueError: If a table number does not exist.
         """
         if not len(tables):
             return np.empty(0, np.int32)

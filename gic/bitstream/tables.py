@@ -30,7 +30,7 @@ SYMBOL_MAX = 2**24
 SCALE_STEP = 64
 """Scales of the Gaussian tables are 1/16 octave apart, which costs 0.006 % of the bits (1/8 octave: 0.023 %)."""
 SCALE_FIRST, SCALE_LAST = -51 * SCALE_STEP, 128 * SCALE_STEP
-"""Range of the scales sigma / q: 0.11 to 256; wider elements, few, take the last table and a bit or two more."""
+"""Range of the scales sigma / q: 0.11 to 256; the few wider ones use the last table and cost one or two bits more."""
 SKIP_ROUND = SCALE_FIRST - LEVELS_PER_OCTAVE
 """Under ``round``, elements with sigma / q below half the smallest scale, 0.055, are not coded: their symbol is 0,
 any other lies 9 sigma away."""
@@ -56,7 +56,7 @@ class Tables:
         low: Smallest symbol of each table.
         size: Number of symbols of each table, without the escape.
         cdf: Distribution functions at the lower edge of each symbol and at the upper edge of the last, all tables in a
-            row: ``sum(size + 1)`` values in [0, 1]. What they leave out is the escape's.
+            row: ``sum(size + 1)`` values in [0, 1]. The remaining probability is the escape's.
     """
 
     def __init__(self, low: NDArray[np.int64], size: NDArray[np.int64], cdf: portable.Array) -> None:
@@ -68,7 +68,7 @@ class Tables:
         position = np.arange(len(cdf)) - self.first[table]
         mass = cdf - cdf[self.first[table]]
         scaled = np.floor(mass * (rans.TOTAL - size[table] - 1) + 0.5).astype(np.int64)
-        # Rounding must not let a distribution function fall.
+        # Distribution functions must not decrease through rounding.
         scaled = np.maximum.accumulate(scaled + table * rans.TOTAL) - table * rans.TOTAL
         self.starts = (position + scaled).astype(np.int32)
         """Start of each event's interval in [0, 2^16)."""
@@ -147,7 +147,7 @@ class Tables:
 
 
 def _escape(distance: int) -> Iterator[tuple[int, int]]:
-    """Numbers and their bits that spell a distance: digits after the first and sign, then the digits."""
+    """Numbers and their bits that encode a distance: count of digits after the first and sign, then the digits."""
     magnitude = abs(distance)
     digits = magnitude.bit_length() - 1
     yield 2 * digits + (distance < 0), _ESCAPE_HEAD_BITS

@@ -22,7 +22,7 @@ from gic.method import sde
 
 
 class Latent(NamedTuple):
-    """A window of the decoder's knowledge, each (1, M, h, w) on the codec's device, and the level (1,)."""
+    """A window of y_q, mu and sigma, each (1, M, h, w) on the codec's device, and the level (1,)."""
 
     y_q: Tensor
     mu: Tensor
@@ -44,7 +44,7 @@ def decode_symbols(
 
 
 class Decoding:
-    """One file on its way to pixels, a row of tiles at a time."""
+    """Decodes one file to pixels, a row of tiles at a time."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Decoding:
             )
             u: Tensor | float = 0.0
             if offsets is not None:
-                # Elements that are not coded sit on mu itself.
+                # Elements that are not coded are mu.
                 mask = torch.from_numpy(self.engine.coder.coded_mask(prior, self.file.code, True))
                 u = torch.where(mask, torch.from_numpy(dither_values(offsets)), 0.0)
             y_q = sde.dequantize(torch.from_numpy(symbols).float(), self.q, prior.mu, u)
@@ -117,7 +117,7 @@ class Decoding:
 
     def run(self) -> Tensor:
         """All pixels, uint8 (3, H, W)."""
-        # A damaged file fails here, before memory is taken for all the pixels that its header claims.
+        # A damaged file fails here, before memory is allocated for the pixels that its header announces.
         first = self._pixels(0)
         if len(self.places) == 1:
             self._report(1)

@@ -1,7 +1,7 @@
 """Networks from the description that a file carries: known classes with plain arguments, and nothing else.
 
-A description is a tree of ``class_path`` and ``init_args``. Whoever wrote the file wrote the description: a name in it
-is looked up in a table and never imported, unless the user trusts the package that it lies in.
+A description is a tree of ``class_path`` and ``init_args``. It comes from the author of the file, so a name in it is
+looked up in a table. It is imported only if the user trusts its package.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Network(NamedTuple):
     trusted: bool
 
     def tree(self) -> dict[str, Any]:
-        """The ``class_path`` / ``init_args`` tree, with nothing in it but what was checked."""
+        """The ``class_path`` / ``init_args`` tree, with checked values only."""
         arguments = {name: v.tree() if isinstance(v, Network) else v for name, v in self.arguments.items()}
         return {"class_path": self.name, "init_args": arguments}
 
@@ -75,12 +75,12 @@ def packages(trust: str | Sequence[str]) -> tuple[str, ...]:
     """Names of trusted packages, checked.
 
     Raises:
-        ConfigError: If one is no name of a package.
+        ConfigError: If one is not the name of a package.
     """
     names = (trust,) if isinstance(trust, str) else tuple(trust)
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
-            raise ConfigError(f"what is trusted is a package by its first name, such as mypackage, not {_short(name)}")
+            raise ConfigError(f"--trust takes a top-level package, such as mypackage, not {_short(name)}")
     return names
 
 
@@ -90,7 +90,7 @@ def check(description: Any, kind: type[Any], where: str, trust: str | Sequence[s
     Args:
         description: ``class_path`` / ``init_args`` tree, from a file.
         kind: Class that the network must be of.
-        where: What the network is called in messages.
+        where: Name of the network in messages.
         trust: Top-level packages of the user's own classes.
 
     Raises:
@@ -106,14 +106,14 @@ def build(network: Network, kind: type[Module]) -> Module:
     """Build an untrained network.
 
     Raises:
-        ConfigError: If its arguments do not go together.
+        ConfigError: If its arguments do not fit together.
     """
     try:
         with _at_most(math.inf if network.trusted else MAX_PARAMETERS):
             made = _made(network)
     except ConfigError:
         raise
-    except Exception as error:  # constructors and torch have many types for arguments that do not go together
+    except Exception as error:  # constructors and torch raise many types
         raise ConfigError(f"a network cannot be built from its description: {first_line(error)}") from error
     assert isinstance(made, kind)
     return made
@@ -139,7 +139,7 @@ def named_sampler(text: str, trust: str | Sequence[str] = ()) -> Sampler:
 
 
 def first_line(error: BaseException) -> str:
-    r"""What an error says, in one line.
+    r"""Message of an error, in one line.
 
     >>> first_line(ValueError("one\n  two")), first_line(MemoryError())
     ('one', 'MemoryError')
@@ -189,11 +189,11 @@ def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bo
     module, _, last = name.rpartition(".")
     first = name.partition(".")[0]
     if not module or first not in trust:
-        hint = f": if you trust whoever wrote it, --trust {first}" if module and first.isidentifier() else ""
+        hint = f": if you trust its author, --trust {first}" if module and first.isidentifier() else ""
         raise ConfigError(f"{where} asks for the class {_short(name)}, which is none of gic's classes: refused{hint}")
     try:
         found = getattr(importlib.import_module(module), last)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         missing = isinstance(error, ModuleNotFoundError) and error.name == first
         hint = "; install the package, or set PYTHONPATH to the folder that it is in" if missing else ""
         problem = f"which cannot be imported: {first_line(error)}{hint}"
@@ -204,7 +204,7 @@ def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bo
 
 
 def _arguments(make: type) -> dict[str, Any]:
-    """Kinds of a class' arguments by name; where it hands ``**kwargs`` on, those of the class above it too."""
+    """Types of a class' arguments by name; if it passes ``**kwargs`` on, those of its base class too."""
     hints: dict[str, Any] = {}
     for base in make.__mro__:
         initialise: Any = vars(base).get("__init__")
@@ -212,7 +212,7 @@ def _arguments(make: type) -> dict[str, Any]:
             continue
         try:
             known = get_type_hints(initialise)
-        except Exception:  # hints of a user's class that hold only for a type checker
+        except Exception:  # type hints of a user's class that cannot be resolved at run time
             known = {}
         handed_on = False
         for parameter in list(inspect.signature(initialise).parameters.values())[1:]:
@@ -225,7 +225,7 @@ def _arguments(make: type) -> dict[str, Any]:
 
 
 def _value(value: Any, hint: Any, where: str, trust: tuple[str, ...], bounded: bool) -> Any:
-    """A value, of the kind that the hint says; ``bounded`` is for the arguments of known classes."""
+    """Check a value against its type hint; ``bounded`` is for the arguments of known classes."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         rest = [option for option in options if option is not types.NoneType]
@@ -256,7 +256,7 @@ def _value(value: Any, hint: Any, where: str, trust: tuple[str, ...], bounded: b
 
 
 def _plain(value: Any, where: str, trust: tuple[str, ...], bounded: bool) -> Any:
-    """A value for an argument of a user's class that does not say what it takes."""
+    """Check a value for an argument of a user's class that has no type hint."""
     if isinstance(value, (list, tuple)):
         return [_plain(item, where, trust, bounded) for item in value]
     if isinstance(value, Mapping) and "class_path" in value:
@@ -285,16 +285,16 @@ _SIMPLE: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _short(value: Any) -> str:
-    """A value from a file, for a message: on one line and never long."""
+    """A value from a file, for a message: one short line."""
     try:
         return reprlib.repr(value).replace("\n", " ")
-    except Exception:  # numbers of thousands of digits, objects of classes of the user's
+    except Exception:  # numbers of thousands of digits, objects of user classes
         return f"a value of the type {type(value).__name__}"
 
 
 @contextmanager
 def _at_most(limit: float) -> Iterator[None]:
-    """Stop the making of networks as soon as they have more parameters than this; nothing is written to them before."""
+    """Stop building networks as soon as they have more parameters than this, before memory is written."""
     count = 0
 
     def add(module: nn.Module, name: str, parameter: Any) -> None:

@@ -29,13 +29,13 @@ from gic.pictures.load import load_rgb
 from gic.pictures.tensors import to_tensor
 
 DEFAULT_QUALITY = 50.0
-"""Quality of files where no target is named."""
+"""Quality if no target is given."""
 
 ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
 
 
 class Analysed(NamedTuple):
-    """What the encoder knows of a tile, whatever the level.
+    """What the encoder computes for a tile, independent of the level.
 
     Attributes:
         y: Latent, float32 (1, M, h, w), on the CPU.
@@ -54,7 +54,7 @@ class Analysed(NamedTuple):
 def analyse(
     engine: Engine, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round"
 ) -> list[Analysed]:
-    """Latents and priors of all tiles of an image, uint8 (3, H, W): all that any level needs.
+    """Latents and priors of all tiles of an image, uint8 (3, H, W), for all levels.
 
     Args:
         engine: The model.
@@ -105,10 +105,10 @@ def quality_code(engine: Engine, quality: float) -> int:
 
 
 class Encoding:
-    """One image on its way to a file: analysed once, coded at any level.
+    """Encodes one image: analysed once, coded at any level.
 
-    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels, ``notes`` what was changed
-    to make 8 bit sRGB of it, see :class:`gic.pictures.load.LoadedImage`.
+    Made by :meth:`ImageCodec.encoding`; ``width`` and ``height`` are the image's, in pixels; ``notes`` list what was
+    changed to make 8 bit sRGB of it, see :class:`gic.pictures.load.LoadedImage`.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Encoding:
         max_bytes: int | None = None,
         quality: float | None = None,
     ) -> bytes:
-        """A whole ``.gic`` file at the rate named; arguments and errors are those of :meth:`ImageCodec.compress`."""
+        """A whole ``.gic`` file at the given rate; arguments and errors as in :meth:`ImageCodec.compress`."""
         target = one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
         if target == "q":
             assert q is not None
@@ -198,13 +198,13 @@ class Encoding:
         payloads = []
         for i, tile in enumerate(self.tiles):
             bits = self.engine.coder.bits_y(self._symbols(i, code), tile.prior, code, self.offsets[i])
-            # The coder's state starts with 2 bytes; where nothing is coded, nothing is written.
+            # The coder's state starts with 2 bytes; without coded elements nothing is written.
             payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
         return len(pack(self._file(code, tuple(payloads))))
 
 
 def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:
-    """Pixels as uint8 (3, H, W), what is to travel beside them, and notes on what was changed."""
+    """Pixels as uint8 (3, H, W), the metadata to store, and notes on what was changed."""
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")

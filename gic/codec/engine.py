@@ -30,21 +30,21 @@ class Engine:
         model: The networks, in evaluation mode.
         device: Where they are.
         coder: The exact entropy coder of their weights.
-        model_id: What files name the weights by, MODEL_ID_BYTES bytes.
-        finest: Code of the finest level that the model knows.
+        model_id: Identifies the weights in files, MODEL_ID_BYTES bytes.
+        finest: Code of the finest level of the model.
         coarsest: Code of the coarsest.
         stride: Pixels for each element of y, along each side.
         hyper_stride: Elements of y for each element of z, along each side.
 
     Raises:
-        ConfigError: If the device cannot be used, or the strides of the networks do not go with the tiles of files.
+        ConfigError: If the device cannot be used, or the strides of the networks do not divide the tiles of files.
     """
 
     def __init__(self, model: Codec, device: str | torch.device = "auto") -> None:
         try:
             self.device = check_device(torch.device(automatic_device() if device == "auto" else device))
             self.model = model.eval().to(self.device)
-        except (RuntimeError, AssertionError) as error:  # what torch raises without such a device
+        except (RuntimeError, AssertionError) as error:  # raised by torch without such a device
             raise ConfigError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from error
         self.coder = EntropyCoder(model.compressor)
         self.model_id = model_id(model)
@@ -67,7 +67,7 @@ class Engine:
         if quantizer == "round":
             return None
         shape = (1, self.model.compressor.coded_channels, *size)
-        # Philox' raw output is fixed for ever, unlike NumPy's distributions; each byte yields one number.
+        # Philox' raw output never changes between versions, unlike NumPy's distributions; each byte yields one number.
         count = math.prod(shape)
         raw = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, index]).random_raw(-(-count // 8))
         numbers = np.asarray(raw, dtype="<u8").view(np.uint8)[:count] % OFFSETS
@@ -79,7 +79,7 @@ def model_id(model: Codec) -> bytes:
     digest = hashlib.sha256()
     tensors = dict(model.state_dict())
     for name, module in model.named_modules():
-        if isinstance(module, LowerBound):  # constants, which weights of version 0.4 and earlier hold
+        if isinstance(module, LowerBound):  # constants, stored in weights of version 0.4 and earlier
             tensors[f"{name}.bound"] = torch.tensor([module.bound if module.on_file is None else module.on_file])
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""Pictures to ``.gic`` files and back: what people call (DESIGN 5, 7, 8)."""
+"""Pictures to ``.gic`` files and back: the public interface (DESIGN 5, 7, 8)."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class ImageCodec(Engine):
         tile: int | None = None,
         keep_metadata: bool = False,
     ) -> bytes:
-        """Compress one image; name at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
+        """Compress one image; give at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
 
         Args:
             image: A path, bytes or open file of any picture Pillow reads, a Pillow image, a tensor (3, H, W), uint8
                 or float in [0, 1], or an array (H, W, 3) uint8.
             q: Quantisation step, within the model's range.
-            bpp: Target, in bits of the file per pixel of the image; the level that comes nearest is taken.
+            bpp: Target, in bits of the file per pixel of the image; the nearest level is used.
             max_bytes: Largest size of the file, in bytes; never exceeded.
-            quality: 0 (smallest) to 100 (finest), linear in log q; 50 if nothing is named.
+            quality: 0 (smallest) to 100 (finest), linear in log q; 50 if no target is given.
             quantizer: ``round`` or ``dither``, the model's default if left out.
             seed: Of the dither, 0 to 2^32 - 1.
-            tile: Side of tiles in pixels, a multiple of 64 up to 2048; 0 forces one piece; chosen by size if left out.
+            tile: Side of tiles in pixels, a multiple of 64 up to 2048; 0 for one piece; chosen by size if left out.
             keep_metadata: Keep EXIF and the ICC profile in the file.
 
         Returns:
@@ -120,7 +120,7 @@ class ImageCodec(Engine):
             steps: Steps of the reverse flow, the model's default if left out.
             sampler: Sampler of the reverse flow, for example ``heun`` or ``sde(alpha=0.3)``, see
                 :mod:`gic.method.samplers`; the model's default if left out.
-            seed: Of stochastic samplers; files decode alike with the same seed.
+            seed: Of stochastic samplers; a file decodes to the same picture with the same seed.
             progress: Called with the number of finished tiles and of all tiles.
 
         Raises:
@@ -180,10 +180,10 @@ class ImageCodec(Engine):
         return Decoding(self, file, reconstruct, progress).run()
 
     def open(self, data: bytes) -> GicFile:
-        """Read a file's fields and prove that it was made with this model at a level it knows.
+        """Read a file's fields and check that it was made with this model at a level in its range.
 
         Raises:
-            FormatError: If not.
+            FormatError: If it was not.
         """
         file = unpack(data)
         if file.model_id != self.model_id:

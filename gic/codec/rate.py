@@ -1,7 +1,7 @@
-"""Finding the level of a file that is to have a given size (DESIGN 5).
+"""Finding the level at which a file has a given size (DESIGN 5).
 
-z does not depend on q, so that one analysis serves all levels: a target is a bisection over log q on the estimate of
-the tables, closed by the real coder.
+z does not depend on q, so that one analysis serves all levels. The search is a bisection over log q with sizes
+estimated from the tables; the real coder decides at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Rated(Protocol):
         """The file at a level."""
 
     def estimate(self, code: int) -> int:
-        """About how many bytes it has."""
+        """Estimated size of the file, in bytes."""
 
 
 def one_target(**targets: float | None) -> str | None:
@@ -61,7 +61,7 @@ def nearest(picture: Rated, target_bytes: float) -> bytes:
     """The file whose size is nearest to the target.
 
     Raises:
-        ConfigError: If the target is no positive number, or farther than 2 % from what the model can reach.
+        ConfigError: If the target is not positive, or more than 2 % outside the range of the model.
     """
     if not (math.isfinite(target_bytes) and target_bytes > 0):
         raise ConfigError("bpp must be a positive number")

@@ -1,17 +1,17 @@
-"""What the encoder leaves out, and another z where that would be missed (DESIGN 5, 8).
+"""Elements that the encoder leaves out, and the search of another z where they matter (DESIGN 5, 8).
 
-Elements of y whose sigma is far below q take no symbol: the decoder puts them on mu. That is sound while the prior is
-right, and z of a picture unlike any in training can make it wrong by any amount: mu off by thousands of steps, sigma
+Elements of y whose sigma is far below q are not coded: the decoder sets them to mu. This works while the prior is
+right. For a picture unlike those in training, z can make it wrong by any amount: mu off by thousands of steps, sigma
 at its lower end. So the encoder measures the error of all elements that it would leave out at any level,
 
     e = |y - mu| / q   at the finest level q of the model with  sigma < s q,     s = 0.055 (round) or 0.11 (dither),
 
 and where the root of the sum of the squares over a place of y (16 x 16 pixels) exceeds :data:`LIMITS`, it searches
-another z around that place. The decoder knows nothing of it: any z is a valid one.
+another z around that place. The decoder does not change: any z is valid.
 
-The search minimises, over integers z, the mean over levels of the bits and of the squared error in steps, which
-is worth :data:`BITS_PER_STEP2`: coordinates go one up or down, in the order of the gain that the gradient promises,
-and stay where the surroundings gained. It runs on the network in float; the prior in integers has the last word.
+The search minimises, over integers z, the mean over levels of the bits and of the squared error in steps, weighted by
+:data:`BITS_PER_STEP2`. Coordinates move up or down by one, in the order of the gain that the gradient predicts; a move
+is kept where the cost around it fell. The search uses the network in float; the prior in integers decides at the end.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ LIMITS = {"round": 4.0, "dither": 8.0}
 """Largest error of what is left out at one place of y, in steps: 73 sigma under either quantiser. Ordinary photographs
 stay below and keep the z of the hyper-analysis."""
 BITS_PER_STEP2 = 6 / math.log(2)
-"""What a squared error of q^2 is worth: the slope of D(R) of a uniform quantiser, 2 ln 2 q^2 / 12 per bit."""
+"""Weight of a squared error of q^2, in bits: the slope of D(R) of a uniform quantiser, 2 ln 2 q^2 / 12 per bit."""
 LEVELS = 6
-"""Number of levels that the search weighs, from the finest to the coarsest."""
+"""Number of levels in the search, from the finest to the coarsest."""
 ROUNDS, STEPS = 4, 60
-"""Most searches of an image, and most steps of a search."""
+"""Maximum number of searches of an image, and of steps of a search."""
 
 _REACH = 2  # z reaches the 5 x 5 cells of y around its own
-_CLAMPS = (8, 4, 2, 1, 0)  # z where the search may begin, beside z as it is
+_CLAMPS = (8, 4, 2, 1, 0)  # the search may also begin at z clamped to these
 _MARGIN = 0.5  # the search aims well below the limit
 _ESCAPE = 6.0  # bits beyond which a far symbol costs its logarithm, about as the escapes do
-_AT_ONCE, _AT_ONCE_MAX = 16.0, 64.0  # coordinates of a cell that move together, at first and at most
+_AT_ONCE, _AT_ONCE_MAX = 16.0, 64.0  # coordinates of a cell that move together: initial, maximum
 _HOPE = 15  # steps after which a search ends that found no smaller error
 _PATIENCE = 4  # steps over which a search must gain, once nothing is above its limit, ...
 _GAIN = 0.005  # ... this share of its cost
@@ -61,8 +61,8 @@ def left_out(y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Lit
         quantizer: ``round`` or ``dither``.
 
     Returns:
-        Root of the sum of their squares over the channels, (B, 1, h, w). What is within half a step, as coded elements
-        are, does not count.
+        Root of the sum of their squares over the channels, (B, 1, h, w). Errors within half a step, as
+            coded elements have, do not count.
     """
     # Skipped from the level above this one.
     code = (prior.log2_sigma - (SKIP_DITHER if quantizer == "dither" else SKIP_ROUND)).clamp_min(finest)
@@ -80,7 +80,7 @@ def settle(
     coarsest: int,
     quantizer: Literal["round", "dither"],
 ) -> tuple[Tensor, Prior]:
-    """Take z as it is, or, where too much of y would be left out, another one.
+    """Keep z or, where the error of left-out elements is too large, replace it.
 
     Args:
         compressor: Holds h_s.
@@ -92,7 +92,7 @@ def settle(
         quantizer: ``round`` or ``dither``.
 
     Returns:
-        z and its exact prior. After :data:`ROUNDS` searches the best z that was found, whatever it is.
+        z and its exact prior. After :data:`ROUNDS` searches the best z that was found, even if it exceeds the limit.
     """
     prior = coder.prior(z)
     errors = left_out(y, prior, finest, coarsest, quantizer)
@@ -124,7 +124,7 @@ class _Window(NamedTuple):
 
 
 def _windows(active: NDArray[np.bool_]) -> Iterator[_Window]:
-    """A window for each group of neighbouring cells, with all that they reach and all that reaches that."""
+    """A window for each group of neighbouring cells, with the cells they reach and the cells that reach those."""
     rest = active.copy()
     while rest.any():
         group = np.zeros_like(rest)
@@ -147,7 +147,7 @@ def _dilate(cells: Tensor, by: int = 1) -> Tensor:
 
 
 class _State(NamedTuple):
-    """A z under examination: its bits for each symbol, the cost of each cell with them, and the errors left out."""
+    """A candidate z: its bits for each symbol, the cost of each cell including them, and the errors left out."""
 
     z: Tensor
     bits: Tensor
@@ -210,7 +210,7 @@ class _Search:
             if bool(bad.any()):
                 if number - found >= _HOPE:
                     break
-                # Where too much is still left out it weighs more from now on.
+                # Increase the weight where the error is still too large.
                 self.weight = torch.where(bad, (1.5 * self.weight).clamp(BITS_PER_STEP2, 2.0**20), self.weight)
                 state = self._examine(state.z, gradient=True)
                 at_once = torch.where(self.active & (at_once < 1), 1.0, at_once)
@@ -254,7 +254,7 @@ class _Search:
             cost = cost + (far + torch.log1p(variance / cell) / (2 * math.log(2))) / len(self.levels)
         q = (sigma / self.skip).clamp_min(self.q_min)
         error = torch.where((q <= self.q_max) & (distance > 0.25 * q * q), distance / (q * q), 0.0)
-        # A smooth form of it, that leads out of the lower end of sigma.
+        # A smooth form, whose gradient leads away from the lower end of sigma.
         smooth = distance / (variance / self.skip**2 + self.q_min**2) * (q <= self.q_max)
         cost = cost + self.weight.to(self.device) * smooth
         inside = F.interpolate(self.counts, scale_factor=self.stride)

@@ -19,7 +19,7 @@ PIECE_PIXELS = 1 << 21
 TILE = 1024
 """Side of a tile of larger images, in pixels."""
 MAX_PIECE_PIXELS, MAX_TILE = 1 << 23, 1 << 11
-"""Largest padded image in one piece and largest side of a tile on request: what a decoder must hold at once."""
+"""Largest padded image in one piece and largest side of a tile on request: they bound the decoder's memory."""
 HALO = 64
 """Context that the transforms see around a tile, in pixels."""
 RAMP = 32

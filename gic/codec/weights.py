@@ -1,8 +1,8 @@
 """Weights on disk: reading Lightning checkpoints and safetensors, writing safetensors that describe themselves.
 
 A weights file holds the codec's parameters and, in its metadata, the ``class_path`` / ``init_args`` tree that rebuilds
-it. Nothing of a file is executed or imported: only known classes are built (:mod:`gic.codec.description`), or the
-user's own where their package is trusted, and nothing is unpickled but tensors and plain containers.
+it. Nothing in a file is executed or imported: only known classes are built (:mod:`gic.codec.description`), or the
+user's own from a trusted package, and only tensors and plain containers are unpickled.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read all of a Lightning checkpoint, on the CPU; it can hold tensors and plain values, and nothing of it is run.
+    """Read a whole Lightning checkpoint on the CPU; only tensors and plain values are accepted, and no code is run.
 
     Raises:
         ConfigError: If it cannot be read, or holds anything else.
@@ -93,7 +93,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.is_file() and not zipfile.is_zipfile(path):
             reason = "it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), or it is cut short"
         elif "eights only load failed" in reason:
-            # The rest of torch's text tells how to read the file all the same.
+            # The rest of torch's text explains how to force the read.
             named = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"it holds more than tensors and plain values{f', {named[1]}' if named else ''}: refused"
         raise ConfigError(f"{path} cannot be read as a checkpoint: {reason}") from error
@@ -110,7 +110,7 @@ def _read_lightning(path: Path) -> Weights:
     except KeyError as error:
         raise ConfigError(f"{path} is no checkpoint of a gic codec: {error} is missing") from error
     except (TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is no checkpoint of a gic codec: it is laid out otherwise") from error
+        raise ConfigError(f"{path} is no checkpoint of a gic codec: its layout is different") from error
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise ConfigError(f"{path} is no checkpoint of a gic codec: {name} is no tensor")
@@ -118,7 +118,7 @@ def _read_lightning(path: Path) -> Weights:
 
 
 def validation_settings(path: str | Path, trust: str | Sequence[str] = ()) -> dict[str, Any]:
-    """What measuring a checkpoint takes from it: codec, levels, realism, metrics and lambda_0, each checked.
+    """Settings of a checkpoint that a measurement uses: codec, levels, realism, metrics and lambda_0, each checked.
 
     Returns:
         Settings of :class:`gic.training.module.LitCodec`, those that the checkpoint has.
@@ -274,7 +274,7 @@ def export_checkpoint(
     """
     weights = read_weights(checkpoint)
     about = {**weights.provenance, "gic": __version__, "torch": str(torch.__version__)}
-    # Not the checkpoint's own: older ones hold constants beside the parameters.
+    # The checkpoint's own state is not used: older ones hold constants beside the parameters.
     state = _rebuilt(checkpoint, weights, trust).state_dict()
     save_weights(output, state, weights.config, about | ({"note": note} if note else {}))
 

@@ -16,7 +16,7 @@ def add_options(parser: ArgumentParser) -> None:
     rate.add_argument("--q", type=float, metavar="STEP", help="quantisation step, within the model's range")
     rate.add_argument("--bpp", type=float, metavar="BITS", help="bits per pixel to aim at")
     rate.add_argument("--max-bytes", type=int, metavar="N", help="largest file size in bytes, never exceeded")
-    rate.add_argument("--quality", type=float, metavar="0..100", help="0 smallest, 100 finest (50 if nothing is named)")
+    rate.add_argument("--quality", type=float, metavar="0..100", help="0 smallest, 100 finest (default 50)")
     parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
     parser.add_argument("--keep-metadata", action="store_true", help="keep EXIF and the ICC profile in the file")

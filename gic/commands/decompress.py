@@ -21,7 +21,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="of the reverse flow, with parameters if need be: heun, 'sde(alpha=0.3)', or any other of "
+        help="of the reverse flow, optionally with parameters: heun, 'sde(alpha=0.3)', or any other of "
         "gic.method.samplers; mine.Slow from a package that --trust names (default: the model's)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of stochastic samplers (default 0)")

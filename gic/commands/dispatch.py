@@ -1,4 +1,4 @@
-"""The command line: looks at the first word and imports only what that command needs.
+"""The command line: reads the first word and imports only what that command needs.
 
 ``fit`` and ``validate`` are Lightning's, ``test`` is the benchmark; the other commands start without either.
 """
@@ -25,7 +25,7 @@ BENCHMARK = {"test": "measure weights on real files, beside other codecs: gic te
 COMMANDS = {
     "compress": "compress pictures to .gic files at any rate",
     "decompress": "turn .gic files into pictures",
-    "info": "say what is in a .gic file",
+    "info": "show the contents of a .gic file",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",
     "weights": "list or fetch the weights that metrics need",
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
 
     Returns:
         Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
-        training run that was stopped by a signal and can go on, 141 if nobody reads the output any more.
+        training run that was stopped by a signal and can be resumed, 141 if the reader of the output has exited.
     """
     started = time.monotonic()
     if not argv or argv[0] in ("-h", "--help"):
@@ -60,7 +60,7 @@ def run(argv: Sequence[str]) -> int:
         print(__version__)
         return 0
     command, rest = argv[0], list(argv[1:])
-    # compressai's dependency torch_geometric uses a deprecated decorator at import; not our user's concern.
+    # compressai's dependency torch_geometric uses a deprecated decorator at import.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     try:
         if command in COMMANDS:
@@ -98,7 +98,7 @@ def _run_command(command: str, argv: list[str]) -> int:
     try:
         code = int(module.run(options))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has left, as `head` does
+    except BrokenPipeError:  # the reader of the output has exited, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code

@@ -33,6 +33,6 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"the output must end in .safetensors, not {output}")
     export_checkpoint(args.checkpoint, output, args.note, args.trust)
     print(
-        f"written: {output} ({output.stat().st_size / 1e6:.1f} MB, float16: a model of its own, whose files it decodes)"
+        f"written: {output} ({output.stat().st_size / 1e6:.1f} MB, float16: a new model, which decodes its own files)"
     )
     return 0

@@ -51,10 +51,10 @@ def run(args: Namespace) -> int:
 
 
 def describe(data: bytes) -> dict[str, Any]:
-    """What a file says of itself, as ``gic info`` prints it; sizes in bytes.
+    """Fields of a file, as ``gic info`` prints them; sizes in bytes.
 
     Raises:
-        FormatError: If the file is damaged; a wrong checksum is.
+        FormatError: If the file is damaged, for example if the checksum is wrong.
     """
     file = unpack(data)
     z_bytes, y_bytes = sum(len(p.z) for p in file.payloads), sum(len(p.y) for p in file.payloads)

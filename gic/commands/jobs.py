@@ -1,4 +1,4 @@
-"""What the file commands share: options, which file becomes which, and one clear line for what goes wrong."""
+"""Shared parts of the file commands: options, names of outputs, and one clear line for each error."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ STREAM = "-"
 
 
 class Job(NamedTuple):
-    """One file to make: from where (None is standard input) and where to (None is standard output)."""
+    """One file to make: its source (None is standard input) and its target (None is standard output)."""
 
     source: Path | None
     target: Path | None
 
 
 def add_files(parser: ArgumentParser, what: str, default: str) -> None:
-    """Options that name inputs and output; ``what`` the inputs are, and the ``default`` output."""
+    """Add options for inputs and output; ``what`` describes the inputs, ``default`` the output."""
     parser.add_argument("inputs", nargs="+", metavar="IN", help=what)
     parser.add_argument(
         "-o", "--output", metavar="OUT", help=f"file, folder, or - for standard output (default: {default} beside IN)"
@@ -52,7 +52,7 @@ def add_trust_option(parser: ArgumentParser) -> None:
 
 
 def find_gic_files(paths: Sequence[str | Path]) -> list[Path]:
-    """``.gic`` files that files, folders and patterns stand for, see :func:`gic.pictures.find.find_files`."""
+    """``.gic`` files that files, folders and patterns name, see :func:`gic.pictures.find.find_files`."""
     return find_files(paths, frozenset({SUFFIX}), f"{SUFFIX} file")
 
 
@@ -68,7 +68,7 @@ def plan_jobs(
         find: Turns names into files.
 
     Raises:
-        ConfigError: If the names do not go together.
+        ConfigError: If inputs and output do not fit together.
         DataError: If an input does not exist.
     """
     if STREAM in inputs:
@@ -77,7 +77,7 @@ def plan_jobs(
         if output is None or output == STREAM:
             return [Job(None, None)]
         if output.endswith("/") or Path(output).is_dir():
-            raise ConfigError(f"{output} is a folder: what comes from standard input needs the name of a file")
+            raise ConfigError(f"{output} is a folder: for standard input, give the name of a file")
         return [Job(None, Path(output))]
     sources = find(inputs)
     single = len(inputs) == 1 and Path(inputs[0]).is_file()
@@ -94,7 +94,7 @@ def plan_jobs(
         folder = source.parent if output is None else Path(output) / source.parent.relative_to(root)
         targets.append(folder / source.name)
     stems = Counter(target.with_suffix(suffix) for target in targets)
-    # Two sources that differ in their suffix alone keep it: a.png and a.jpg give a.png.gic and a.jpg.gic.
+    # Two sources that differ only in their suffix keep it: a.png and a.jpg give a.png.gic and a.jpg.gic.
     jobs: dict[Path, Path] = {}
     for source, target in zip(sources, targets, strict=True):
         name = target.with_suffix(suffix)
@@ -106,7 +106,7 @@ def plan_jobs(
 
 
 def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], overwrite: bool) -> int:
-    """Do all jobs; a file that fails is named and the others go on. Returns the exit code."""
+    """Do all jobs; a file that fails is named and the others continue. Returns the exit code."""
     from rich.console import Console
     from rich.progress import track
 

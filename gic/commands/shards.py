@@ -13,8 +13,8 @@ def add_options(parser: ArgumentParser) -> None:
     """Options of ``gic shards``."""
     parser.description = (
         "Write training shards (tar files in WebDataset form) from pictures of any size and mode. JPEG files that are "
-        "upright 8 bit sRGB already are copied unchanged, with their metadata; all else is converted to 8 bit sRGB and "
-        "encoded anew. What was converted or left out is listed at the end."
+        "already upright 8 bit sRGB are copied unchanged, with their metadata; others are converted to 8 bit sRGB and "
+        "encoded again. Pictures that were converted or left out are listed at the end."
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IN", help="picture files, folders (searched to any depth) and patterns")

@@ -12,7 +12,7 @@ from gic.names import TRUST_HELP
 
 
 class Parser(PlainErrors, ArgumentParser):
-    """Says what is wrong in a line."""
+    """Reports errors in one line."""
 
     speaker = "gic test"
 
@@ -25,8 +25,8 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
         prog="gic test",
         description="Measure a checkpoint on real files, beside other codecs: curves, BD-rates and a report.",
     )
-    parser.add_argument("--config", action="config", help="YAML file; it may say `extends: other.yaml`")
-    parser.add_argument("--ckpt_path", type=str | None, help=".ckpt or .safetensors (default: the installation's own)")
+    parser.add_argument("--config", action="config", help="YAML file; it may contain `extends: other.yaml`")
+    parser.add_argument("--ckpt_path", type=str | None, help=".ckpt or .safetensors (default: the package's weights)")
     parser.add_argument("--trust", action="append", type=str, default=[], metavar="PACKAGE", help=TRUST_HELP)
     parser.add_class_arguments(Benchmark, None, sub_configs=False)
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")

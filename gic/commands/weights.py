@@ -21,7 +21,7 @@ class FileState:
         what: What it holds.
         path: Where it is, None if it is missing.
         bytes: Its size.
-        places: Where it was looked for.
+        places: Where it was searched for.
     """
 
     key: str
@@ -38,8 +38,8 @@ class MetricState:
     Attributes:
         metric: Its name.
         ready: Whether everything is there.
-        files: The files, as far as gic knows them.
-        problem: Why it cannot be built, where that was tried.
+        files: The files, if gic's table lists them.
+        problem: Why it cannot be built, if that was tried.
     """
 
     metric: str
@@ -79,12 +79,12 @@ def run(args: Namespace) -> int:
 
 
 def state_of(metric: str, download: bool = False) -> MetricState:
-    """Say what a metric needs and whether it is there.
+    """Find the files that a metric needs and whether they are there.
 
     Args:
         metric: Its name.
-        download: Build it, so that its library downloads what is missing. A metric whose files only pyiqa knows is
-            built in any case, without downloading.
+        download: Build it, so that its library downloads what is missing. A metric that is only in pyiqa is
+            always built, without downloading.
     """
     problem = None
     if download or metric not in METRICS:

@@ -1,6 +1,6 @@
 """Pictures for training and evaluation, from WebDataset shards or plain folders.
 
-A shard is a tar file whose members are images (and anything else, which is passed over); see :mod:`gic.data.reading`
+A shard is a tar file whose members are images (other members are ignored); see :mod:`gic.data.reading`
 and :mod:`gic.data.stream`. This module makes loaders of the streams and hands them to Lightning.
 
 ::
@@ -8,7 +8,7 @@ and :mod:`gic.data.stream`. This module makes loaders of the streams and hands t
     expand_sources -> TrainStream (in each worker) -> TrainLoader (per rank) --.
                       EvalImages  (in each worker) -> DataLoader  (per rank) ---+-> ImageData
 
-A LightningDataModule of your own takes its place in a config by its ``class_path``. Its training batches are mappings
+A LightningDataModule of your own replaces it in a config by its ``class_path``. Its training batches are mappings
 with ``image``, uint8 (B, 3, h, w), h and w multiples of 64; its validation items, one image each, mappings with
 ``image``, uint8 (3, H, W) of any size, and ``key``, a name.
 """
@@ -42,22 +42,22 @@ from gic.data.stream import (
 from gic.data.synthetic import ensure_synthetic_shards
 from gic.errors import DataError
 
-_DEATHS = 3  # of workers without a batch between them, after which a run gives up
+_DEATHS = 3  # of workers without a batch in between, after which a run stops
 
 
 class WorkerDiedError(DataError):
-    """A worker process was killed, most often for want of memory."""
+    """A worker process was killed, most often by lack of memory."""
 
 
 class Workers(DataLoader[Any]):
-    """A DataLoader of whole items whose workers outlast a signal to the run, and whose end is a clear error.
+    """A DataLoader of whole items whose workers survive a signal to the run, and whose death is a clear error.
 
-    A scheduler sends its signals to every process. PyTorch's workers would die of them, while the run needs a few more
-    batches to come to a stop in good order.
+    A scheduler sends its signals to every process. PyTorch's workers would exit, while the run needs a few more batches
+    to stop cleanly.
     """
 
     def __init__(self, dataset: IterableDataset[Any], **options: Any) -> None:
-        # The default generator is the model's: its numbers would be used up.
+        # The default generator is the model's, and its state would change.
         options = {"batch_size": None, "generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
         super().__init__(dataset, **options)
 
@@ -72,14 +72,14 @@ class Workers(DataLoader[Any]):
             before = signal.SIG_DFL
         batches = super().__iter__()
         if threading.current_thread() is threading.main_thread():
-            # PyTorch has the death of a worker raise an error wherever the run happens to be, in the middle of an
-            # optimiser step perhaps; without its handler it is noticed here, within five seconds.
+            # PyTorch's handler raises an error at any point of the run when a worker dies, possibly inside an
+            # optimiser step; without the handler the death is noticed here, within five seconds.
             signal.signal(signal.SIGCHLD, before)
         try:
             yield from batches
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
             text = str(error)
-            # The latter three come of an item that was on its way from the worker when that was killed.
+            # The last three are raised if an item was in transit when the worker was killed.
             died = text.startswith("DataLoader worker (pid") or not isinstance(error, RuntimeError)
             if self.num_workers == 0 or not died or text.startswith("Caught "):
                 raise
@@ -90,28 +90,28 @@ class Workers(DataLoader[Any]):
 
 
 class TrainLoader:
-    """Iterates over a :class:`TrainStream` epoch by epoch, with workers, from wherever a run was left.
+    """Iterates over a :class:`TrainStream` epoch by epoch, with workers, and can be resumed at any batch.
 
     Each iteration is the next epoch; its workers are started with the number of the epoch, so that every
-    epoch has its own order. It is no DataLoader but has one, since a DataLoader over an iterable dataset
-    has no length without warnings.
+    epoch has its own order. It wraps a DataLoader, since a DataLoader over an iterable dataset gives warnings
+    if it has a length.
 
-    Lightning's fit loop (2.6) is relied on for this: it asks for no batch before the first one is needed
-    (so an iterator that is made and dropped costs nothing); having a length, it fetches nothing ahead, so
-    that what was yielded was used; after a restart within an epoch it counts on from the batches that it
-    had, so that the length stays that of a full epoch while only the rest is to be yielded. In one case the
-    epochs shift: of a checkpoint saved after ``max_steps`` had ended a fit within an epoch, Lightning holds
-    that epoch for done and begins the next; the data go on where they were, and that epoch is their rest.
+    It relies on Lightning's fit loop (2.6) for this: Lightning requests no batch before the first one is needed
+    (so an unused iterator costs nothing). As the loader has a length, Lightning fetches nothing ahead, so
+    every yielded batch was used. After a restart within an epoch it continues its count of batches, so the
+    length stays that of a full epoch while only the rest is yielded. In one case the epochs shift: if
+    ``max_steps`` ended a fit within an epoch, Lightning takes that epoch of the checkpoint as finished and
+    begins the next; the data continue where they were, and the next epoch is their rest.
 
-    When a worker is killed all are started again where the run is, with a warning, and the batches stay the same.
+    When a worker is killed all are started again at the same batch, with a warning, and the batches stay the same.
 
     Args:
         stream: The batches of this rank.
         num_workers: Worker processes; 0 reads in this process, with the same result as 1.
         pin_memory: Whether to put batches into page-locked memory.
         multiprocessing_context: How to start workers, for example ``"spawn"``; None for the default.
-        trainer: Told from it: whether the last batch was used, and whether it cuts epochs short.
-        same_epoch: Whether to repeat epoch 0 again and again, for overfitting on purpose.
+        trainer: Source of two facts: whether the last batch was used, and whether epochs are shortened.
+        same_epoch: Whether to repeat epoch 0, to overfit on purpose.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[TrainBatch]:
         # A generator: nothing happens until the first batch is asked for.
-        if self._begun:  # an epoch that was left early is over too
+        if self._begun:  # an epoch that was left early is finished too
             self._epoch, self._batches = self._epoch + 1, 0
         self._begun = True
         self.stream.epoch = 0 if self._same_epoch else self._epoch
@@ -169,7 +169,7 @@ class TrainLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where to go on: number of the epoch, and batches of it that were used."""
+        """Position in the data: number of the epoch, and batches of it that were used."""
         epoch, batches, length = self._epoch, self._batches, float(len(self))
         if self._trainer is not None:
             progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
@@ -180,7 +180,7 @@ class TrainLoader:
         return {"epoch": epoch, "batches": batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration go on where ``state`` was taken."""
+        """Let the next iteration continue from ``state``."""
         self._epoch, self._batches, self._begun = state["epoch"], state["batches"], False
         if self._batches >= len(self):  # epochs are shorter now
             self._epoch, self._batches = self._epoch + 1, 0
@@ -189,10 +189,10 @@ class TrainLoader:
 class ImageData(lightning.LightningDataModule):
     """Training and validation images.
 
-    Training batches are :class:`TrainBatch`, evaluation items :class:`EvalItem`. A checkpoint holds how far
-    training has come in the data, and a run resumed from it sees exactly the batches that an uninterrupted
-    run would have seen, wherever the checkpoint was taken. What passes for used are batches, whatever
-    ``accumulate_grad_batches`` is.
+    Training batches are :class:`TrainBatch`, evaluation items :class:`EvalItem`. A checkpoint holds the
+    position in the data, and a run resumed from it gets exactly the batches that an uninterrupted run would
+    have had, at any point of an epoch. The position counts batches, independent of
+    ``accumulate_grad_batches``.
 
     Args:
         train: Shards or folders of images, as :func:`expand_sources` takes them; None for synthetic images, which are
@@ -210,9 +210,9 @@ class ImageData(lightning.LightningDataModule):
         val_limit: Use this many of the validation images; None for all.
         seed: Seed of the order and of the crops; None for the one of ``seed_everything``, or else 0.
         max_bad_fraction: Share of unusable training samples above which training stops.
-        cache_mb: Megabytes of decoded training pictures that each worker keeps: half the work of a crop, where the
-            pictures are few and the GPU is fast.
-        remote: How shards are read over the network: patience and cache.
+        cache_mb: Megabytes of decoded training pictures that each worker keeps: this halves the work of a crop, for
+            few pictures and a fast GPU.
+        remote: How shards are read over the network: timeouts, retries and cache.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -272,23 +272,23 @@ class ImageData(lightning.LightningDataModule):
         self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
 
     def prepare_data(self) -> None:
-        """Make the synthetic images, unless they are there or not needed; called on one rank per node."""
+        """Create the synthetic images if they are needed and missing; called on one rank per node."""
         if self.train is None or self.val is None:
             ensure_synthetic_shards(self.synthetic_dir)
 
     def setup(self, stage: str) -> None:
-        """Look for the files before anything slow begins.
+        """Find the files before anything slow begins.
 
         Raises:
             DataError: If shards or images are missing.
         """
         if stage == "fit":
-            self._loader = None  # a new run begins with epoch 0, or where load_state_dict says
+            self._loader = None  # a new run begins with epoch 0, or at the state of load_state_dict
             expand_sources(self._source("train"))
         self._images()
 
     def train_dataloader(self) -> TrainLoader:
-        """Training batches of this rank, from where a loaded state left off."""
+        """Training batches of this rank, from a loaded state on."""
         rank, world_size = self._process()
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         loader = TrainLoader(
@@ -326,13 +326,13 @@ class ImageData(lightning.LightningDataModule):
         return Workers(self._images(), num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training has come in the data; the same on every rank."""
+        """Position of training in the data; the same on every rank."""
         if self._loader is None:
             return dict(self._resume or {})
         return {**self._loader.state_dict(), "settings": _settings(self._loader)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training loader go on where ``state_dict`` was taken."""
+        """Let the next training loader continue from ``state_dict``."""
         self._resume = dict(state_dict) or None
 
     def _source(self, split: str) -> str | list[str]:
@@ -372,7 +372,7 @@ def _settings(loader: TrainLoader) -> dict[str, int]:
     stream = loader.stream
     return {
         "world_size": stream.world_size,
-        "num_workers": max(1, loader.num_workers),  # 0 reads what 1 reads
+        "num_workers": max(1, loader.num_workers),  # 0 reads the same as 1
         "batch_size": stream.batch_size,
         "seed": stream.seed,
         "shuffle_buffer": stream.shuffle_buffer,

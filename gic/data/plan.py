@@ -1,7 +1,7 @@
-"""Who reads what: the order of the training shards, and where a resumed run goes on.
+"""Assignment of training shards to readers: their order, and where a resumed run continues.
 
-Pure functions of their arguments, so that every rank and every worker can work out its own share without
-talking to the others, and work it out again after a restart.
+Pure functions of their arguments, so that every rank and every worker can compute its own share without
+communication, and compute it again after a restart.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def shard_plan(shard_count: int, *, seed: int, epoch: int, slot: int, slots: int
     pass every sample belongs to exactly one slot. With fewer shards than slots each shard is divided into
     ``ceil(slots / shard_count)`` interleaved parts, and the parts are dealt.
 
-    A slot enters its first shard of an epoch at a random place and reads what lies before it at the end of
-    the pass. Otherwise an epoch much shorter than the data would meet only the first samples of each shard,
-    epoch after epoch.
+    A slot starts its first shard of an epoch at a random place and reads the part before it at the end of
+    the pass. Otherwise every epoch that is much shorter than the data would read only the first samples of
+    each shard.
 
     Args:
         shard_count: Number of shards, at least 1.
@@ -88,7 +88,7 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def resume_position(worker: int, workers: int, batches_done: int) -> tuple[int, int]:
-    """Find where a worker goes on after a restart.
+    """Find where a worker continues after a restart.
 
     PyTorch's DataLoader takes batches from its workers round robin and begins with worker 0. So batch ``k``
     of an epoch came from worker ``k % workers``; when a restarted run takes batch ``k`` from worker 0, that

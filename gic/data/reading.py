@@ -1,7 +1,7 @@
 """Reading the images of WebDataset shards, whole or in parts, from disk or over the network.
 
-WebDataset reads the tar files; no member is ever unpickled. Damage is told as an item, not raised, so that whoever
-reads can count it.
+WebDataset reads the tar files; no member is ever unpickled. Damage is returned as an item, not raised, so that
+the caller can count it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gic.errors import DataError
 from gic.files import is_url
 from gic.pictures.find import IMAGE_SUFFIXES, find_images
 
-_GROUP = 64  # files that take the place of a shard
+_GROUP = 64  # files that replace one shard
 _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
 
 
 def expand_shards(spec: str | Sequence[str]) -> list[str]:
-    """List the shards that names and patterns stand for.
+    """List the shards that names and patterns match.
 
     Args:
         spec: One or several of: a file; a pattern with braces (``train-{000..003}.tar``,
@@ -62,7 +62,7 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
             continue
         try:
             shards += braceexpand.braceexpand(pattern, escape=False)
-        except ValueError as error:  # UnbalancedBracesError, which the package declares oddly
+        except ValueError as error:  # UnbalancedBracesError
             raise DataError(f"the shard pattern {pattern!r} has an unbalanced brace") from error
     if not shards or "" in shards:
         raise DataError("no shards are named: give files, a folder or a pattern such as train-{000..099}.tar")
@@ -82,10 +82,10 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
 
 
 class Files(NamedTuple):
-    """Image files that are read as a shard is: what a folder of pictures becomes for training.
+    """Image files that are read like a shard, for training on a folder of pictures.
 
     Attributes:
-        name: What to call them in errors.
+        name: Their name in errors.
         paths: The files, in order.
     """
 
@@ -94,7 +94,7 @@ class Files(NamedTuple):
 
 
 def expand_sources(spec: str | Sequence[str]) -> list[str | Files]:
-    """List what training reads: shards, and image files in groups that take the place of shards.
+    """List the sources of training: shards, and image files in groups that replace shards.
 
     Args:
         spec: One or several of: shards as :func:`expand_shards` takes them (a folder stands for its ``*.tar`` if it has
@@ -109,7 +109,7 @@ def expand_sources(spec: str | Sequence[str]) -> list[str | Files]:
             sources += expand_shards(entry)
         else:
             found = find_images([entry])
-            groups = -(-len(found) // _GROUP)  # files side by side in a folder are alike, so that they are dealt out
+            groups = -(-len(found) // _GROUP)  # neighbouring files in a folder are similar, so groups interleave
             sources += [Files(entry, tuple(found[group::groups])) for group in range(groups)]
     if not sources:
         raise DataError("no training images are named: give shards, or a folder of images")
@@ -117,7 +117,7 @@ def expand_sources(spec: str | Sequence[str]) -> list[str | Files]:
 
 
 def names_shards(entry: str) -> bool:
-    """Whether an entry stands for shards and not for images."""
+    """Whether an entry names shards and not images."""
     if is_url(entry):
         return True
     path = Path(entry)
@@ -128,11 +128,11 @@ def names_shards(entry: str) -> bool:
 
 
 class RawImage(NamedTuple):
-    """An image as it is stored, or word of what is wrong in its place.
+    """An image as it is stored, or a problem in its place.
 
     Attributes:
         key: Name of the sample in its shard, or path.
-        name: What to call it in errors.
+        name: Its name in errors.
         data: The file's bytes or its path; None if there is a problem.
         problem: Reason, as in :attr:`TrainBatch.skipped`; empty if there is none.
     """
@@ -145,7 +145,7 @@ class RawImage(NamedTuple):
 
 WHOLE_SHARD = Part(shard=0, part=0, parts=1, start=0.0, stop=1.0, lap=0)
 PATIENT = Remote()
-"""Remote shards are read with some patience, and not kept."""
+"""Remote shards are read with the default retries, and not cached."""
 
 
 def _read_files(files: Files, part: Part) -> Iterator[RawImage]:
@@ -163,11 +163,11 @@ def _read_files(files: Files, part: Part) -> Iterator[RawImage]:
 def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
     """Read the encoded images of one part of a shard, in order.
 
-    Damage is told and not raised: as an item with a problem for each sample without an image, and one at
-    the end if the shard is damaged, cannot be opened, or holds nothing. A damaged shard is not kept in the cache.
+    Damage is returned and not raised: as an item with a problem for each sample without an image, and one at
+    the end if the shard is damaged, cannot be opened, or is empty. A damaged shard is not kept in the cache.
 
     Args:
-        source: Path or URL of a shard; or files in the place of one.
+        source: Path or URL of a shard; or files that replace one.
         part: Which samples.
         remote: How a URL is read.
     """
@@ -219,8 +219,8 @@ def _pick_image(url: str, sample: dict[str, Any]) -> RawImage:
 def _open_shard(url: str, start: float, stop: float, remote: Remote) -> Iterator[tuple[BinaryIO, int] | None]:
     """Open a stretch of a shard.
 
-    Only uncompressed local files can be entered in the middle. Of any other shard the stretch
-    ``(start, 1)`` is all of it, and ``(0, stop)`` nothing.
+    Only uncompressed local files can be read from the middle. For other shards the stretch ``(start, 1)`` is
+    the whole shard, and ``(0, stop)`` is empty.
 
     Yields:
         A stream of tar members that begins with a whole sample, and that sample's index in the shard; None
@@ -263,7 +263,7 @@ def _find_sample(file: BinaryIO, fraction: float) -> tuple[int, int] | None:
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or it remembers every member
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
                 key, _ = tariterators.base_plus_ext(member.name)
                 if not member.isreg() or key is None or _SKIPPED_BY_WEBDATASET.match(member.name):
                     continue
@@ -277,7 +277,7 @@ def _find_sample(file: BinaryIO, fraction: float) -> tuple[int, int] | None:
 
 
 class _Head:
-    """The first bytes of a file as a stream; all that tarfile asks for is ``read``."""
+    """The first bytes of a file as a stream; tarfile needs only ``read``."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Shards from elsewhere: read on where a connection broke off, and kept on disk if that is wanted."""
+"""Remote shards: reading resumes where a connection broke, with an optional cache on disk."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from gic.errors import ConfigError
 
 _BLOCK = 1 << 20  # bytes read at a time
 _LONGEST_PAUSE = 60.0  # seconds between two attempts
-_ABANDONED = 3600.0  # seconds after which part of a file that nobody writes any more is removed
+_ABANDONED = 3600.0  # seconds after which an abandoned partial file is removed
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})  # status codes of HTTP
 
 
 @dataclass(frozen=True)
 class Remote:
-    """How shards are read that do not lie on disk.
+    """How shards over the network are read.
 
     Attributes:
-        cache_dir: Folder in which whole shards are kept for the next time they are read; None to keep nothing. It is
-            never emptied, so it must have room for what one machine reads.
-        timeout: Seconds without a byte after which a connection or command is given up.
-        retries: Failures of one shard, after each of which it is read on from where it broke off.
+        cache_dir: Folder in which whole shards are kept for the next read; None keeps nothing. It is never emptied, so
+            it needs room for all shards that one machine reads.
+        timeout: Seconds without a byte after which a connection or command is closed.
+        retries: Failures of one shard that are allowed; after each, reading resumes where it broke.
         backoff: Seconds before the first retry; they double with each, up to a minute.
 
     Raises:
@@ -57,13 +57,13 @@ class Remote:
 
 
 class _Source(Protocol):
-    """What is read from; an OSError says that it broke."""
+    """A source of bytes; it raises OSError when it breaks."""
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes, at least one; none at the end."""
+        """At most ``size`` bytes, at least one; none at the end."""
 
     def close(self) -> None:
-        """Let go of it, finished or not."""
+        """Close it, finished or not."""
 
 
 class _Opened(NamedTuple):
@@ -73,15 +73,15 @@ class _Opened(NamedTuple):
 
 
 class _PermanentError(OSError):
-    """Trying again is of no use."""
+    """An error for which a retry does not help."""
 
 
 class RemoteFile:
-    """The bytes of a remote shard from first to last, in one stream; all that tarfile asks for is ``read``.
+    """The bytes of a remote shard from first to last, in one stream; tarfile needs only ``read``.
 
     Args:
         url: ``https:``, ``http:``, ``pipe:`` with a command, or what fsspec opens (``s3:``, ``gs:``, ``hf:``, ...).
-        remote: When to give up.
+        remote: Timeout and retries.
     """
 
     def __init__(self, url: str, remote: Remote) -> None:
@@ -94,10 +94,10 @@ class RemoteFile:
         self._given_up: OSError | None = None
 
     def read(self, size: int) -> bytes:
-        """Read at most so many bytes; none at the end.
+        """Read at most ``size`` bytes; none at the end.
 
         Raises:
-            OSError: When it has failed too often; says where and why.
+            OSError: After too many failures; the text says where and why.
         """
         while self._given_up is None:
             try:
@@ -115,7 +115,7 @@ class RemoteFile:
         raise self._given_up
 
     def close(self) -> None:
-        """Let go of the connection or command."""
+        """Close the connection or command."""
         if self._source is not None:
             self._source.close()
             self._source = None
@@ -134,7 +134,7 @@ class RemoteFile:
             to_skip -= len(data)
 
     def _pause(self, error: Exception) -> None:
-        """Wait before the next attempt, or give up."""
+        """Wait before the next attempt, or raise."""
         of = "" if self._length is None else f" of {self._length}"
         what = f"{' '.join(str(error).split()) or type(error).__name__} after {self._position}{of} bytes"
         if isinstance(error, _PermanentError) or self._failures == self.remote.retries:
@@ -151,7 +151,7 @@ class RemoteFile:
 
 
 def cached(url: str, remote: Remote) -> Path:
-    """Give the file in the cache that holds a shard, fetched if it is not there.
+    """Path of a shard in the cache, fetched if it is missing.
 
     A file is named after the whole URL, and gets its name when it is complete. Several processes may fetch the same one
     at once; each writes a file of its own, and the last remains.
@@ -193,7 +193,7 @@ def _open(url: str, position: int, timeout: float) -> _Opened:
 
 
 def _open_file_system(url: str, position: int) -> _Opened:
-    """Whatever fsspec opens: ``s3:``, ``gs:``, ``hf:``, ..."""
+    """Open a URL of fsspec: ``s3:``, ``gs:``, ``hf:``, ..."""
     try:
         file: Any = fsspec.open(url, "rb").open()
     except (FileNotFoundError, PermissionError) as error:
@@ -217,13 +217,13 @@ def _open_http(url: str, position: int, timeout: float) -> _Opened:
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from error
     length = response.headers.get("Content-Length")
-    partial = response.status == 206  # a server may also send all of it again
+    partial = response.status == 206  # a server may also send the whole file again
     begin = position if partial else 0
     return _Opened(_Body(response), begin, None if length is None else begin + int(length))
 
 
 class _Body:
-    """Body of a response. Gives at once what has come: while it waits for more, a break would lose that too."""
+    """Body of a response. Returns received bytes at once, since a break while waiting for more would lose them."""
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self.read = response.read1
@@ -231,11 +231,11 @@ class _Body:
 
 
 class _Command:
-    """Output of a shell command, which must not be silent for too long and must end well."""
+    """Output of a shell command, which must not pause for too long and must exit with code 0."""
 
     def __init__(self, command: str, timeout: float) -> None:
         self._timeout = timeout
-        # In a group of its own, so that a whole pipeline can be ended.
+        # In its own process group, so that a whole pipeline can be ended.
         self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True)
         assert self._process.stdout is not None
         self._output = self._process.stdout

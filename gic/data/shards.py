@@ -2,8 +2,8 @@
 
 A shard ``train-000000.tar`` holds for each picture ``NNNNNN.jpg`` (or png, webp) and ``NNNNNN.json``. The
 same input gives the same bytes: members carry no time and no owner. New shards are written beside the
-output under a hidden name and moved into place once all are complete, so that a run that is broken off
-leaves nothing half done.
+output under a hidden name and moved into place once all are complete, so that an interrupted run leaves
+no partial output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sample(NamedTuple):
         key: Name of its members without ending, unique within a set of shards, without dots.
         extension: Ending of the image member, for example ``"jpg"``.
         image: The image file's bytes.
-        about: What the json member says.
+        about: Content of the json member.
     """
 
     key: str
@@ -55,14 +55,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What :func:`write_shards` did.
+    """Result of :func:`write_shards`.
 
     Attributes:
         written: Number of pictures in the shards.
         copied: How many of these are the bytes of the source file, unchanged.
         shards: The shards, in order.
-        notes: How often each change was made to a picture, for example "CMYK converted ...".
-        skipped: Sources that were left out, and why.
+        notes: Count of each kind of change to pictures, for example "CMYK converted ...".
+        skipped: Sources that were left out, with the reason.
     """
 
     written: int = 0
@@ -77,7 +77,7 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
     Args:
         path: The file to write; for a file that must appear whole, one in a :func:`staging` folder.
-        samples: What it is to hold, in order.
+        samples: Its samples, in order.
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -90,10 +90,10 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
 
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """Give a hidden folder inside the output folder to write in; it is removed at the end, come what may.
+    """Create a hidden folder inside the output folder to write in; it is always removed at the end.
 
     Args:
-        output: Folder the files are to appear in, by ``os.replace``; made if it is not there.
+        output: Folder into which files are then moved by ``os.replace``; created if missing.
 
     Yields:
         An empty folder on the same file system.
@@ -108,7 +108,7 @@ def encode_image(image: Image.Image, image_format: ImageFormat, quality: int) ->
 
     Args:
         image: Mode "RGB".
-        image_format: "jpg" (4:4:4, no chroma is thrown away), "png" or "webp" (both lossless).
+        image_format: "jpg" (4:4:4, no chroma subsampling), "png" or "webp" (both lossless).
         quality: 1 to 100, for "jpg" only.
 
     Returns:
@@ -142,12 +142,12 @@ def write_shards(
     """Write shards from images of any size and mode.
 
     A source that is already an 8 bit sRGB JPEG, upright and small enough, is copied byte for byte (with
-    whatever metadata it carries) when the shards are to hold JPEG; every other picture goes through
-    :func:`gic.pictures.load.load_rgb` and is encoded anew. What cannot be read is left out and reported.
+    all its metadata) if the shards hold JPEG; every other picture is converted by
+    :func:`gic.pictures.load.load_rgb` and encoded again. Unreadable pictures are left out and reported.
 
     Args:
         sources: Files, folders and patterns, as for :func:`gic.pictures.find.find_images`.
-        output: Folder for the shards; made if it is not there.
+        output: Folder for the shards; created if missing.
         prefix: Shards are named ``PREFIX-000000.tar`` and so on.
         samples_per_shard: Pictures in each shard but the last.
         image_format: "jpg", or lossless "png" or "webp".
@@ -160,7 +160,7 @@ def write_shards(
         progress: Show a progress bar on the error stream.
 
     Returns:
-        What was written, changed and left out.
+        Pictures and shards written, changes, and sources left out.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -323,7 +323,7 @@ def _in_order(
 
 
 def _short_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file by its path below the folder that all of them share."""
+    """Name each file by its path below their common folder."""
     folders = {file.absolute().parent for file in files}
     common = os.path.commonpath(folders) if len({folder.anchor for folder in folders}) == 1 else ""
     return {file: file.absolute().relative_to(common).as_posix() for file in files}

@@ -1,8 +1,8 @@
 """Streams of pictures: random crops for training, whole images for evaluation.
 
 Training is an endless, reshuffled stream cut into epochs of a fixed number of batches, the same for every rank, and can
-be resumed at any batch; :mod:`gic.data.plan` says who reads what. Evaluation reads each image exactly once, at full
-size.
+be resumed at any batch; :mod:`gic.data.plan` assigns shards to readers. Evaluation reads each image exactly once, at
+full size.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from gic.pictures.tensors import to_tensor
 # Names of the random streams that are drawn from here; gic.data.plan has its own.
 _SHUFFLE, _AUGMENT = 100, 101
 
-_JUDGED_AFTER = 100  # samples a worker must have seen before max_bad_fraction is applied
+_JUDGED_AFTER = 100  # samples that a worker must have read before max_bad_fraction is applied
 _SHARDS_JUDGED_AFTER = 20  # the same for shards
-_BARREN_SHARDS = 16  # shards in a row without a sample after which a worker gives up
-_GRACE = 60  # seconds that a worker goes on after SIGTERM
+_BARREN_SHARDS = 16  # consecutive shards without a sample after which a worker stops
+_GRACE = 60  # seconds that a worker continues after SIGTERM
 
 
 class TrainBatch(TypedDict):
@@ -44,7 +44,7 @@ class TrainBatch(TypedDict):
         image: Shape (B, 3, crop, crop), uint8.
         key: Names of the B samples in their shards.
         position: Number of the batch in this rank's epoch, from 0.
-        skipped: Samples and shards passed over since the worker's last batch, by reason: ``undecodable``,
+        skipped: Samples and shards skipped since the worker's last batch, by reason: ``undecodable``,
             ``too_small``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
     """
 
@@ -69,14 +69,14 @@ class EvalItem(TypedDict, total=False):
 
 
 class _Tally:
-    """Counts good and bad samples of one worker, and gives up when there are too many bad ones."""
+    """Counts good and bad samples of one worker, and raises when there are too many bad ones."""
 
     def __init__(self, max_bad_fraction: float) -> None:
         self.max_bad_fraction = max_bad_fraction
         self.unreported: Counter[str] = Counter()
         self._good = self._bad = 0
         self._shards = self._bad_shards = 0
-        self._barren = 0  # bad shards in a row
+        self._barren = 0  # consecutive bad shards
         self._example = self._shard_example = ""
 
     def good(self) -> None:
@@ -93,7 +93,7 @@ class _Tally:
             self._example = example
 
     def shard_read(self, shards: int, *, sample_seen: bool) -> None:
-        """Judge the shards, after one of them (or a part of one) was read; ``shards`` is how many there are."""
+        """Check the shards after one of them (or a part of one) was read; ``shards`` is their number."""
         self._shards += 1
         if sample_seen:
             self._barren = 0
@@ -115,7 +115,7 @@ class _Tally:
         if total == 0 or (total < _JUDGED_AFTER and not end_of_pass):
             return
         allowed = self.max_bad_fraction * total
-        if not end_of_pass:  # bad samples may have come early by chance: allow three standard deviations
+        if not end_of_pass:  # bad samples may be early by chance: allow three standard deviations
             allowed += 3 * allowed**0.5
         if self._bad > allowed or self._good == 0:
             raise DataError(
@@ -132,7 +132,7 @@ class _Tally:
 
 @dataclass(frozen=True)
 class StreamFailure:
-    """A DataError on its way out of a worker: one raised there would arrive wrapped in a traceback."""
+    """A DataError passed out of a worker as an item, since a raised one would arrive wrapped in a traceback."""
 
     message: str
 
@@ -143,17 +143,17 @@ class TrainStream(IterableDataset[Any]):
     Inside a DataLoader (with ``batch_size=None``) each worker reads its own share of the shards. The
     encoded samples pass through a shuffle buffer, are decoded, scaled, cropped and flipped. Everything
     random follows from (seed, epoch, rank * workers + worker, number of the sample), so an epoch can be repeated
-    from any batch on; to do so the batches before are read and decoded again, not cropped. And two ranks of one
-    worker each draw what one rank of two workers draws, in batches that alternate.
+    from any batch on; for this the batches before are read and decoded again, but not cropped. Two ranks of one
+    worker each draw the same alternating batches as one rank of two workers.
 
-    Samples that cannot be used are passed over and counted in the next batch.
+    Unusable samples are skipped and counted in the next batch.
 
     Attributes:
         epoch: Number of the epoch that the next iteration reads, from 0.
-        batches_done: Batches of that epoch, of this rank, to pass over at its beginning.
+        batches_done: Batches of that epoch, of this rank, to skip at its beginning.
 
     Args:
-        shards: Shards, or files in their place, as :func:`gic.data.reading.expand_sources` lists them.
+        shards: Shards, or files that replace them, as :func:`gic.data.reading.expand_sources` lists them.
         crop_size: Side of the crops in pixels.
         batch_size: Crops per batch.
         batches_per_epoch: Batches that the rank yields, over all its workers.
@@ -164,12 +164,10 @@ class TrainStream(IterableDataset[Any]):
         seed: Seed of the run, at least 0.
         rank: This process, in [0, world_size).
         world_size: Number of processes.
-        max_bad_fraction: Share of bad samples, in [0, 1], above which a worker gives up: at the end of a pass
-            over what it reads, and already after 100 samples where the share is clearly above. If all are
-            bad it gives up whatever is allowed.
-        cache_mb: Megabytes of decoded pictures that each worker keeps, so that those it reads again need not be decoded
-            again; 0 keeps none.
-        remote: How shards are read that do not lie on disk.
+        max_bad_fraction: Share of bad samples, in [0, 1], above which a worker stops: at the end of a pass over its
+            share, or after 100 samples if the share of bad ones is clearly above. If all are bad it always stops.
+        cache_mb: Megabytes of decoded pictures that each worker keeps instead of decoding them again; 0 keeps none.
+        remote: How shards over the network are read.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -263,7 +261,7 @@ class TrainStream(IterableDataset[Any]):
                 return
 
     def _draw(self, worker: int, workers: int, tally: _Tally) -> Iterator[RawImage]:
-        """Yield encoded samples, shuffled through the buffer; each pass is emptied before the next begins."""
+        """Yield encoded samples, shuffled through the buffer, which is emptied at the end of each pass."""
         rng = random_stream(self.seed, _SHUFFLE, self.epoch, self.rank * workers + worker)
         buffer: list[RawImage] = []
         for raw in self._read(worker, workers, tally):
@@ -336,8 +334,8 @@ class EvalImages(IterableDataset[EvalItem]):
     """Whole images from shards, folders or files, each exactly once over all ranks and workers.
 
     Image ``i`` goes to worker ``i % (world_size * workers)``, counted over the ranks; shards are read by
-    all workers, who decode only what is theirs. An image, sample or shard that cannot be read is not left
-    out but yielded with its error.
+    all workers, each of which decodes only its own images. An image, sample or shard that cannot be read is
+    yielded with its error.
 
     Args:
         source: One or several of: shards as :func:`expand_shards` takes them (a folder stands for its
@@ -346,7 +344,7 @@ class EvalImages(IterableDataset[EvalItem]):
         limit: Read this many of the images, the first ones; None for all.
         rank: This process, in [0, world_size).
         world_size: Number of processes.
-        remote: How shards are read that do not lie on disk.
+        remote: How shards over the network are read.
 
     Raises:
         DataError: If shards, files or folders are missing or empty.
@@ -363,7 +361,7 @@ class EvalImages(IterableDataset[EvalItem]):
         remote: Remote = PATIENT,
     ) -> None:
         check_settings(limit=limit)
-        self.sources: list[str | Path] = []  # shards are text
+        self.sources: list[str | Path] = []  # shards are strings
         for entry in [source] if isinstance(source, str) else source:
             self.sources += expand_shards(entry) if names_shards(entry) else find_images([entry])
         if not self.sources:
@@ -401,9 +399,9 @@ def _load_item(raw: RawImage) -> EvalItem:
 
 
 def outlast_signals(worker: int) -> None:
-    """Let a worker go on after the signals that are meant for the run.
+    """Let a worker continue after the signals that are meant for the run.
 
-    SIGTERM may also come from PyTorch, for a worker that does not end by itself; so it does end one, after a minute.
+    SIGTERM may also come from PyTorch, for a worker that does not end by itself; so it ends the worker after a minute.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # and SIGALRM ends a process

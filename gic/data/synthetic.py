@@ -1,9 +1,9 @@
-"""Pictures with the statistics of photographs, computed from a number, so that nothing need be downloaded.
+"""Pictures with the statistics of photographs, computed from a number, without a download.
 
-Six kinds of scene take turns: fallen leaves in the manner of the "dead leaves" model (Lee, Mumford and
-Huang, 2001: occluding shapes with a power law of sizes give the edges and the 1/f spectrum of natural
-images), landscapes, still lifes, facades, printed pages and materials. They stand in for photographs in
-tests and first steps; they do not replace them.
+Six kinds of scene alternate: fallen leaves as in the "dead leaves" model (Lee, Mumford and
+Huang, 2001: occluding shapes with power-law sizes give the edges and the 1/f spectrum of natural
+images), landscapes, still lifes, facades, printed pages and materials. They serve in tests and first
+experiments; they do not replace photographs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gic.data.shards import Sample, encode_image, progress_bar, staging, write_t
 from gic.errors import ConfigError, DataError
 
 GENERATOR_VERSION = 1
-"""Raised whenever the same index and seed give another picture; part of the seed and of the manifest."""
+"""Increased whenever the same index and seed give another picture; part of the seed and of the manifest."""
 
 Array = npt.NDArray[np.float32]
 
@@ -46,7 +46,7 @@ _PALETTES = (
 
 
 class _Scene:
-    """The random numbers, size and colours of one picture, and the means to paint it.
+    """The random numbers, size and colours of one picture, and the tools to paint it.
 
     Pictures are float32 arrays of shape (3, height, width), sRGB levels of about [0, 1].
     """
@@ -95,7 +95,7 @@ class _Scene:
         return result
 
     def gradient(self, first: Array, second: Array, angle: float | None = None) -> Array:
-        """A smooth passage from one colour to another across the picture."""
+        """A smooth gradient from one colour to another across the picture."""
         ramp = self.ramp(self.uniform(0, 2 * math.pi) if angle is None else angle)
         return first[:, None, None] + (second - first)[:, None, None] * ramp
 
@@ -195,7 +195,7 @@ def synthetic_image(index: int, *, size: tuple[int, int] = (384, 384), seed: int
 
 
 def _photograph(scene: _Scene, picture: Array) -> Image.Image:
-    """What a camera adds: light that is not even, contrast, a little blur, noise of the sensor."""
+    """Add the effects of a camera: uneven light, contrast, a little blur, sensor noise."""
     dim, bright = np.sort(np.exp(scene.rng.normal(-0.06, 0.11, 2))).tolist()
     light = dim + (bright - dim) * scene.ramp(scene.uniform(0, 2 * math.pi))
     light = light * (1 - scene.uniform(0, 0.5) * ((scene.x - 0.5) ** 2 + (scene.y - 0.5) ** 2))
@@ -256,12 +256,12 @@ def _rotation(angle: float) -> Array:
 
 
 def _texture_weights(scene: _Scene) -> Array:
-    """How strongly a thing shows each of the three textures, shape (3,); most show few."""
+    """Weights of the three textures on an object, shape (3,); most are small."""
     return (scene.rng.random(3) ** 3 * (0.4, 0.4, 0.25)).astype(np.float32)
 
 
 def _scatter(scene: _Scene, canvas: _Canvas, count: int, smallest: float, largest: float) -> None:
-    """Throw leaves, each hiding those below; radii in pixels are distributed as r^-3."""
+    """Scatter leaves, each covering those below; radii in pixels are distributed as r^-3."""
     shrink = 1 - (smallest / largest) ** 2
     radii = (smallest / np.sqrt(1 - scene.rng.random(count) * shrink)).tolist()
     centres = (scene.rng.uniform(-0.1, 1.1, (count, 2)) * (scene.width, scene.height)).astype(np.float32)
@@ -516,13 +516,13 @@ def ensure_synthetic_shards(
     """Write shards of synthetic pictures, unless they are there already.
 
     Writes ``train-000000.tar`` and on (four, or fewer for fewer than four pictures) and
-    ``val-000000.tar``: JPEG of quality 95, 4:4:4, each with a json that tells its index and seed. The
-    ``manifest.json`` written last tells the settings and sizes; if it says otherwise than what is asked
-    for, or a shard is missing or cut short, all are made anew. Several processes may call this at once:
-    one writes, the others wait, and none ever sees part of a shard.
+    ``val-000000.tar``: JPEG of quality 95, 4:4:4, each with a json that holds its index and seed. The
+    ``manifest.json``, written last, holds the settings and sizes; if it differs from the requested settings,
+    or a shard is missing or truncated, all are created again. Several processes may call this at once:
+    one writes, the others wait, and none reads a partial shard.
 
     Args:
-        folder: Where the shards lie; made if it is not there.
+        folder: Folder of the shards; created if missing.
         train: Number of training pictures, at least 1.
         val: Number of validation pictures, at least 1; none of them is a training picture.
         size: Height and width in pixels.
@@ -547,7 +547,7 @@ def ensure_synthetic_shards(
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        if _is_complete(folder, wanted):  # another process made them meanwhile
+        if _is_complete(folder, wanted):  # another process has created them
             return
         ours = _read_manifest(folder).get("source") == "synthetic"
         old = sorted([*folder.glob("train-*.tar"), *folder.glob("val-*.tar")])
@@ -605,7 +605,7 @@ def _advancing(samples: Iterable[Sample], bar: Progress, task: TaskID) -> Iterat
 
 
 def _read_manifest(folder: Path) -> dict[str, object]:
-    """What ``manifest.json`` says; empty if there is none or it is not ours to read."""
+    """Content of ``manifest.json``; empty if there is none or it has another form."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -621,7 +621,7 @@ def _replace_manifest(folder: Path, staged: Path, manifest: dict[str, object]) -
 
 
 def _is_complete(folder: Path, wanted: dict[str, object]) -> bool:
-    """Whether the manifest tells of the wanted settings and every shard has its size."""
+    """Whether the manifest has the wanted settings and every shard has its size."""
     manifest = _read_manifest(folder)
     sizes = manifest.pop("bytes", None)
     if manifest != {**wanted, "complete": True} or not isinstance(sizes, dict):
@@ -631,7 +631,7 @@ def _is_complete(folder: Path, wanted: dict[str, object]) -> bool:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time in, where the file system can; a process that dies lets the next one in."""
+    """Lock the folder for one process at a time, if the file system can; the lock ends with its process."""
     with (folder / ".lock").open("w") as file:
         try:
             import fcntl

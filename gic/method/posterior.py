@@ -54,12 +54,12 @@ class _Form(NamedTuple):
 
 
 def _counts_elements(value: Tensor) -> bool:
-    """Whether to compute each form for the elements of its branch alone; to count them would wait for a GPU."""
+    """Whether to compute each form only for the elements of its branch; on a GPU counting them would synchronise."""
     return value.device.type == "cpu"
 
 
 def _by_branch(forms: Sequence[_Form], *arguments: Tensor) -> Tensor:
-    """Each element by the form of its branch: narrow, tail or centre, of the first two arguments c and h."""
+    """Compute each element by the form of its branch: narrow, tail or centre, as the arguments c and h decide."""
     branches = _branches(arguments[0], arguments[1])
     value = torch.zeros_like(arguments[0])
     for (formula, neutral), mask in zip(forms, branches, strict=True):
@@ -171,8 +171,8 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
     dtype = torch.promote_types(y_q.dtype, torch.float32)
     c, h, sign = _units(y_q, q, mu, sigma)
     shift = _by_branch(_SHIFT, c, h)
-    # The mirrored mean lies between the near end of the cell and its centre; only rounding leads out of it. clamp has
-    # no gradient at its ends, and at c = 0 every symbol 0 lies on one, so the gradient passes beside it.
+    # The mirrored mean lies between the near end of the cell and its centre; only rounding errors leave it. clamp has
+    # no gradient at its ends, and every symbol 0 (c = 0) lies on an end, so the gradient bypasses it.
     shift = sign * (shift + (shift.clamp(-0.5, 0.0) - shift).detach())
     return (y_q.to(torch.float64) + q.to(torch.float64) * shift).to(dtype)
 
@@ -180,8 +180,8 @@ def truncated_normal_mean(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> 
 def truncated_normal_nll(y: Tensor, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
     """Negative log-likelihood of y under the truncated normal, relative to the uniform distribution on the cell.
 
-    The density is that of ``y / q``, so that the number has no unit: 0 is what knowing nothing but the cell gives, and
-    a good posterior is below it (DESIGN 4, the loss that calibrates sigma).
+    The density is that of ``y / q``, so that the number has no unit: 0 is the value of the uniform distribution, and a
+    good posterior is below it (DESIGN 4, the loss that calibrates sigma).
 
     Args:
         y: True latent, in the cell of ``y_q``.

@@ -1,11 +1,11 @@
-"""The way back: samplers that carry the transmitted latent from level q down to 0 (DESIGN 3, 7).
+"""Samplers that carry the transmitted latent from level q down to 0 (DESIGN 3, 7).
 
 All integrate the flow whose velocity is the gradient of the rate-variable feature distribution,
 
     v(y_q, q) = d y_q / d q = (y_q - D(y_q, q)) / q                            (DESIGN 3 (1))
 
 along the levels q * t, t from 1 down to 0. A sampler is a frozen dataclass: its fields are its parameters, and its
-method ``run`` is what it does.
+method ``run`` is the algorithm.
 
 =========== ========================================================================= ================
 name        step from q_i to q_{i+1} < q_i                                            evaluations of D
@@ -47,7 +47,7 @@ Realism = float | Sequence[float] | Tensor
 
 
 class Flow(NamedTuple):
-    """Where a sampler begins, and what it may ask.
+    """What a sampler receives: the latent at level q, the denoiser and the levels.
 
     Attributes:
         denoiser: Estimate of ``E[y | y_q]``.
@@ -79,7 +79,7 @@ class Sampler(ABC):
         """End of the flow, like ``flow.y_q``."""
 
     def evaluations(self, steps: int) -> int:
-        """Number of evaluations of D in so many steps, the first one included: counted, on one element."""
+        """Number of evaluations of D in ``steps`` steps, including the first; counted in a run on one element."""
         calls = 1
 
         def counted(y: Tensor, q: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def spelled(text: str) -> tuple[str, list[Any], dict[str, Any]]:
     """Name and parameters in a text such as ``sde(alpha=0.3)``; parameters are numbers, texts, True, False or None.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If the text has another form.
 
     >>> spelled("sde(alpha=0.3)"), spelled("heun")
     (('sde', [], {'alpha': 0.3}), ('heun', [], {}))
@@ -236,12 +236,12 @@ def spelled(text: str) -> tuple[str, list[Any], dict[str, Any]]:
         return ast.unparse(call.func), parameters, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ConfigError(
-            f"a sampler is a name, with parameters if need be, as sde(alpha=0.3): not {text!r}"
+            f"a sampler is a name, optionally with parameters, such as sde(alpha=0.3): not {text!r}"
         ) from error
 
 
 def sampler_of(sampler: str | Sampler) -> Sampler:
-    """The sampler that a name stands for, with the parameters behind it.
+    """The sampler that a text such as ``sde(alpha=0.3)`` names.
 
     Raises:
         ConfigError: If there is no such sampler, or it has no such parameter.
@@ -258,10 +258,10 @@ def sampler_of(sampler: str | Sampler) -> Sampler:
 
 
 def made(kind: type[Sampler], values: Sequence[Any], named: dict[str, Any]) -> Sampler:
-    """A sampler with the parameters that were spelled out.
+    """A sampler with the given parameters.
 
     Raises:
-        ConfigError: If it does not take them.
+        ConfigError: If the sampler does not take them.
     """
     try:
         return kind(*values, **named)

@@ -4,7 +4,7 @@ The time of this diffusion is the quantisation step ``q``. With ``eps ~ U(-1/2, 
 
     y_q = y + q * eps,    0 < q_min <= q <= q_max                              (DESIGN 2)
 
-and, whatever the distribution of the noise, the flow that carries the distribution of ``y_q`` to that of ``y`` has
+For any distribution of the noise, the flow that carries the distribution of ``y_q`` to that of ``y`` has
 velocity
 
     v(y_q, q) = d y_q / d q = E[eps | y_q] = (y_q - D(y_q, q)) / q             (DESIGN 3 (1))
@@ -12,7 +12,7 @@ velocity
 where ``D(y_q, q) = E[y | y_q]`` is any denoiser: an exact posterior mean, a network, a formula.
 
 Everything here is a pure function of tensors. ``y`` has shape (B, ...); ``q`` is a number or a tensor of
-shape (B,), one level per sample. Arithmetic is carried out in float32 or better whatever the dtype of ``y``.
+shape (B,), one level per sample. Arithmetic is in float32 or better for every dtype of ``y``.
 Randomness comes from ``generator``: ``None`` (torch's global one), one generator, or one per sample, in which
 case a sample's noise does not depend on its neighbours in the batch.
 

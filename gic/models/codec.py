@@ -2,7 +2,7 @@
 
     x -> analyse -> y, mu, sigma -> level q -> y_q -> reverse flow with D -> y_hat -> g_s -> x_hat
 
-No bytes here: this is what is trained, and what the file codec is built around.
+It handles no bytes: this is the model that is trained and that the file codec uses.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CodecOutput(NamedTuple):
     Attributes:
         x_hat: Reconstruction, (B, 3, H, W), float32, not clamped.
         y_hat: Estimate of the latent behind it, (B, M, H/16, W/16).
-        y_q: Latent at level q, as a decoder knows it.
+        y_q: Latent at level q, as the decoder has it.
         latents: Latents of the encoder and the prior.
         bits: Ideal code length of each image, (B,), differentiable in training mode.
     """
@@ -56,7 +56,7 @@ class Codec(nn.Module):
         rho: Exponent of the step schedule.
 
     Raises:
-        ConfigError: If the levels or the networks do not go together.
+        ConfigError: If the levels or the networks do not fit together.
 
     Example:
         >>> from gic.models.compressor import ResidualCompressor
@@ -97,7 +97,7 @@ class Codec(nn.Module):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """What computes: the parts that training may compile."""
+        """The networks that training may compile."""
         return *self.compressor.networks, self.reverse
 
     # --- levels -------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class Codec(nn.Module):
     # --- the way forward and back -------------------------------------------------------------------------
 
     def to_level(self, latents: Latents, q: Tensor, generator: sde.Generator = None) -> Tensor:
-        """Latent at level q as the decoder will know it, by the codec's quantiser (DESIGN 2).
+        """Quantise y to level q with the codec's quantiser, as the decoder will have it (DESIGN 2).
 
         Args:
             latents: Latents of the encoder and the prior; y, mu and sigma (B, M, h, w), float32.
@@ -144,7 +144,7 @@ class Codec(nn.Module):
         """
         if self.training:
             noisy, learned = sde.forward(latents.y, q, quantizer="noise"), self.compressor.latent_channels
-            # Nothing is learned through the detail: it keeps its symbols.
+            # The detail channels keep their symbols: the networks do not learn from them.
             y_q = torch.cat([noisy[:, :learned], y_q[:, learned:]], 1) if self.compressor.detail_channels else noisy
         p = self.compressor.likelihoods(latents, q, y_q)
         bits_y = -torch.log2(p["y"])
@@ -227,7 +227,7 @@ class Codec(nn.Module):
             latents: Latents of the encoder.
             y_q: Latent at level q, on real residuals.
             q: Level, (B,).
-            kind: ``nll``, nats per element below what the cell alone says, or ``mse``, ``||D - y||^2`` in units of
+            kind: ``nll``, nats per element relative to a uniform cell, or ``mse``, ``||D - y||^2`` in units of
                 q^2 / 12, the error of D = y_q.
 
         Returns:

@@ -57,7 +57,7 @@ def _membership(groups: Sequence[int]) -> Tensor:
 def _stride(network: nn.Module) -> int:
     stride = getattr(network, "stride", None)
     if not isinstance(stride, int) or stride < 1:
-        raise ConfigError(f"{type(network).__name__} does not say its stride: give the class an attribute `stride`")
+        raise ConfigError(f"{type(network).__name__} has no stride: give the class an attribute `stride`")
     return stride
 
 
@@ -67,24 +67,23 @@ class Compressor(nn.Module):
     Args:
         g_a: Image (B, 3, H, W) in [0, 1] to y (B, M, H/s, W/s), s its ``stride``.
         g_s: Latent (B, M, h, w) and realism r to image (B, 3, s h, s w).
-        h_a: y and what ``hyper_activity`` shows beside it to z (B, N, h/t, w/t), t its ``stride``.
+        h_a: y, and the activity if ``hyper_activity`` is set, to z (B, N, h/t, w/t), t its ``stride``.
         h_s: Integers z_hat (B, N, h, w) to mu, log sigma, and log sigma of each group of the detail, (B, C, t h, t w).
-            To code files it must be made of what :class:`gic.bitstream.exact.IntegerNetwork` takes.
+            To code files it must consist of layers that :class:`gic.bitstream.exact.IntegerNetwork` takes.
         latent_channels: M, channels of y.
         hyper_channels: N, channels of z.
         gain: Factor on the lapped transform, which sets the scale of y.
-        lapped: Give g_a and g_s the lapped orthogonal transform (:mod:`gic.models.lapped`) as a shortcut around them,
-            of stride 16: they begin as a linear codec and learn what is missing, which takes far fewer steps.
-        detail_channels: Further channels of y, the lapped coefficients of the next higher frequencies as they are: they
-            pass by g_a, g_s and the reverse network, have mu = 0, and share one sigma from h_s in each group
-            (:func:`gic.models.lapped.frequency_groups`), times a learned factor of each. They cost next to nothing
-            where the step is coarse.
-        hyper_activity: Show h_a, beside y, the logarithm of how strong each group of channels is, and let z begin as
-            its mean and sigma follow it: the prior begins with what it would take long to find. Takes the lapped
-            transform.
+        lapped: Use the lapped orthogonal transform (:mod:`gic.models.lapped`), of stride 16, as a shortcut around g_a
+            and g_s: training starts from a linear codec and takes far fewer steps.
+        detail_channels: Further channels of y: the lapped coefficients of the next higher frequencies, unchanged. They
+            bypass g_a, g_s and the reverse network and have mu = 0. Each group
+            (:func:`gic.models.lapped.frequency_groups`) shares one sigma from h_s, times a learned factor for each
+            channel. At coarse steps they cost almost nothing.
+        hyper_activity: Give h_a, beside y, the activity: the logarithm of the magnitude of each group of channels. At
+            the start z is its mean and sigma follows z, which saves training steps. Needs the lapped transform.
 
     Raises:
-        ConfigError: If there are more channels than the lapped transform has, a network does not say its stride, or
+        ConfigError: If there are more channels than the lapped transform has, a network has no ``stride``, or
             there are detail channels without the lapped transform or with too few others.
     """
 
@@ -118,11 +117,11 @@ class Compressor(nn.Module):
         """Which detail channel (row) belongs to which group (column)."""
         self.hyper_activity = hyper_activity
         self.register_buffer("seen", _membership(channels.seen), persistent=False)
-        """The same for the channels whose activity h_a sees: all, or the detail."""
+        """The same for the channels whose activity h_a receives: all, or the detail."""
         self.g_a, self.g_s, self.h_a, self.h_s = g_a, g_s, h_a, h_s
         self.gain = gain
         self.detail: nn.Parameter | None = None
-        """Logarithm of each detail channel's sigma, beyond what its group has."""
+        """Log sigma of each detail channel, relative to its group's."""
         if self.lapped is not None and detail_channels:
             expected = (gain * self.lapped.scale * self.lapped.deviation)[latent_channels:]
             self.detail = nn.Parameter(expected.log())
@@ -150,7 +149,7 @@ class Compressor(nn.Module):
         self.upper = LowerBound(-math.log(LAPPED_SIGMA_MAX if lapped else SIGMA_MAX))
 
     def _unit(self) -> Tensor:
-        """Scale of each coefficient of y in the eyes of the networks, (M,): as wide as it is, but no less than 1."""
+        """Scale of each coefficient of y for the networks, (M,): its standard deviation, but at least 1."""
         assert self.lapped is not None
         return torch.sqrt((self.gain * self.lapped.deviation[: self.latent_channels]) ** 2 + 1)
 
@@ -184,13 +183,13 @@ class Compressor(nn.Module):
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
-        """What computes: the parts that training may compile."""
+        """The networks that training may compile."""
         return self.g_a, self.g_s, self.h_a, self.h_s
 
     def analyse(self, x: Tensor) -> Latents:
-        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to its latents; q plays no part.
+        """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to its latents, which do not depend on q.
 
-        The latents and the prior are float32 whatever the autocast dtype of the transforms.
+        The latents and the prior are float32 for every autocast dtype of the transforms.
         """
         y = self.analysis(x)
         z = self.hyper_analysis(y)
@@ -201,7 +200,7 @@ class Compressor(nn.Module):
     def analysis(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [0, 1], H and W multiples of 64, to latent y (B, M, H/16, W/16), float32.
 
-        The detail channels, if there are any, come after the M others, here and wherever y, mu and sigma are.
+        The detail channels, if there are any, come after the M others, here and in every y, mu and sigma.
         """
         y: Tensor = self.g_a(x)
         if self.lapped is not None:
@@ -218,11 +217,11 @@ class Compressor(nn.Module):
         return self.h_a(y).float()  # type: ignore[no-any-return]
 
     def _with_detail(self, y: Tensor) -> Tensor:
-        """Zeros for the detail channels behind y, (B, M, h, w)."""
+        """Append zeros for the detail channels to y, (B, M, h, w)."""
         return F.pad(y, (0, 0, 0, 0, 0, self.detail_channels)) if self.detail_channels else y
 
     def _activity(self, y: Tensor) -> Tensor:
-        """Logarithm of how strong each group of channels is, relative to what is expected, (B, G, h, w)."""
+        """Log magnitude of each group of channels, relative to the expected one, (B, G, h, w)."""
         with torch.autocast(y.device.type, enabled=False):
             means = torch.einsum("tg,bthw->bghw", self.seen / self.seen.sum(0), y.float() ** 2)
         return torch.log(torch.sqrt(means + 1e-6) + 0.1)
@@ -236,7 +235,7 @@ class Compressor(nn.Module):
             with torch.autocast(out.device.type, enabled=False):
                 detail = torch.einsum("tg,bghw->bthw", self.membership, out[:, 2 * m :]) + self.detail[:, None, None]
             mu, log_sigma = self._with_detail(mu), torch.cat([log_sigma, detail], 1)
-        # LowerBound lets gradients through that lead back into the range.
+        # LowerBound passes gradients that lead back into the range.
         log_sigma = -self.upper(-self.lower(log_sigma))
         return mu, torch.exp(log_sigma)
 
@@ -267,11 +266,11 @@ class Compressor(nn.Module):
 
 
 class SideChannels(NamedTuple):
-    """What the hyper networks have to do with beside y.
+    """Groups of channels that the hyper networks use beside y.
 
     Attributes:
         groups: Group of each detail channel.
-        seen: Group of each channel whose activity h_a is shown.
+        seen: Group of each channel whose activity h_a receives.
     """
 
     groups: list[int]
@@ -282,7 +281,7 @@ class SideChannels(NamedTuple):
         """For a compressor with these settings.
 
         Raises:
-            ConfigError: If they take the lapped transform and it is not there.
+            ConfigError: If they need the lapped transform and ``lapped`` is False.
         """
         if (detail_channels or hyper_activity) and not lapped:
             name = "detail_channels" if detail_channels else "hyper_activity"
@@ -296,7 +295,7 @@ class ResidualCompressor(Compressor):
 
     Args:
         widths: Channels of g_a's stages at H/2, H/4, H/8, H/16, mirrored by g_s.
-        blocks: Residual blocks in each stage of g_a and, unless given apart, of g_s.
+        blocks: Residual blocks in each stage of g_a and, without ``synthesis_blocks``, of g_s.
         synthesis_blocks: Residual blocks in each stage of g_s.
         latent_channels: M, channels of y.
         hyper_channels: N, channels of z.
@@ -305,8 +304,8 @@ class ResidualCompressor(Compressor):
         gain: Scale of y at the start of training.
         realistic_stages: Stages of g_s with weights of their own for r = 1, see :class:`Synthesis`.
         lapped: As in :class:`Compressor`, and the three below.
-        detail_channels: Coefficients of higher frequencies that pass by the networks.
-        hyper_activity: Show h_a how strong each group of channels is.
+        detail_channels: Coefficients of higher frequencies that bypass the networks.
+        hyper_activity: Give h_a the activity of each group of channels.
 
     Raises:
         ConfigError: If there are more channels than the lapped transform has, too many realistic stages, or detail

@@ -20,21 +20,21 @@ LAPPED_SIGMA_MAX = 1024.0
 class FactorizedPrior(nn.Module):
     """Learned density of integers, one for each channel (Balle et al. 2018, arXiv 1802.01436, appendix 6.1).
 
-    CompressAI's entropy bottleneck around the median 0, so that z_hat is made of integers; everything that coding
-    needs follows from the weights when they are loaded.
+    CompressAI's entropy bottleneck with its median fixed at 0, so that z_hat consists of integers. Everything that
+    coding needs is computed from the weights when they are loaded.
 
     Args:
         channels: N, channels of z.
         filters: Widths of the layers between a value and its cumulative logit.
-        slope: Slope of the logits at the start, the same distribution in every channel, narrower for a larger one; if
-            left out it is 1/2, and each channel is off centre by chance.
+        slope: Slope of the logits at the start, the same in every channel; a larger slope is a narrower distribution.
+            If left out it is 1/2, and each channel has a random offset.
     """
 
     def __init__(self, channels: int, filters: Sequence[int] = (3, 3, 3, 3), slope: float | None = None) -> None:
         super().__init__()
         self.channels = channels
         self.matrices, self.biases, self.factors = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
-        # Narrow at first: z is of order one then, and a wide distribution costs bits until it has been unlearnt.
+        # Narrow at first: z is of order one then, and a wide distribution costs bits until training narrows it.
         scale = (slope or 0.5) ** (-1 / (len(filters) + 1))
         for rows, columns in zip((*filters, 1), (1, *filters), strict=True):
             self.matrices.append(

@@ -1,7 +1,7 @@
 """The hyper transforms: h_a takes y to z, h_s takes z_hat to mu and log sigma (Minnen et al. 2018, arXiv 1809.02736).
 
 h_s is made of 3x3 convolutions, ReLU and pixel shuffles alone, so that it can be run in exact integer arithmetic
-(:mod:`gic.bitstream.exact`); one in its place must be too.
+(:mod:`gic.bitstream.exact`); a network that replaces it must be too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class HyperAnalysis(nn.Sequential):
     """h_a: (B, C, h, w), h and w multiples of 4, to z (B, N, h/4, w/4), not yet rounded.
 
     Args:
-        channels: C, channels of y and of what is shown beside it.
+        channels: C, channels of y and of the further inputs.
         hyper_channels: N, channels of z.
     """
 

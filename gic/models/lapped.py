@@ -4,14 +4,14 @@
                   the means of the blocks --the same once more, in blocks of 4 x 4--> coarse structure, 64 pixels wide
 
 P mixes the 16 pixels across every border of two blocks, first along the rows, then along the columns, so that a
-coefficient reaches over its neighbours and nothing is seen of the blocks. Every step is orthonormal: with all 768
+coefficient reaches into the neighbouring blocks and no block edges show. Every step is orthonormal: with all 768
 coefficients the way back is exact. The transform is Malvar's (The LOT, IEEE Trans. ASSP 38, 1990) in the time-domain
 form of Tran, Liang and Tu (IEEE Trans. SP 51, 2003).
 
-Blocks next to each other have much the same mean; that it is transformed again, as JPEG XR does, saves two bits of
-each. At the end each coefficient is scaled by a power of its expected size, so that one step q is finer for coarse
-structure than for detail: at high rates equal steps would be best, but at a bit per pixel and less a detail that is
-not rounded to zero costs more than its error.
+Neighbouring blocks have similar means: transforming these again, as JPEG XR does, saves two bits for each. At the end
+each coefficient is scaled by a power of its expected size, so that one step q is finer for coarse structure than for
+detail: at high rates equal steps would be best, but at a bit per pixel and less a detail that is not rounded to zero
+costs more than its error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))
 _COLOUR_WIDTH = 3.0
 """A colour difference at frequency f counts like luma at this many times f."""
 _LATE = 170
-"""Row 10, column 10 of luma: the one coefficient that follows its equals in rank for no reason but history."""
+"""Row 10, column 10 of luma: it follows the coefficients of equal rank, for compatibility, see :func:`order`."""
 _ENERGY = (2.2, 1.0, 0.5)
 """Standard deviation at frequency 1 of photographs in [0, 1]; it falls as f^-1.5."""
 _SCALE, _SCALE_POWER = 2.28, 0.4
@@ -72,8 +72,8 @@ def order() -> list[int]:
     """Numbers ``256 colour + 16 row + column`` of all coefficients of a block, from low to high frequency.
 
     Weights depend on it, so it must be the same everywhere. Python's square root is rounded correctly on every machine;
-    PyTorch's, by which this order was first made, is not where it comes from MKL, and put :data:`_LATE` behind the
-    coefficients of its own rank.
+    PyTorch's with MKL is not. This order was first made with it, which put :data:`_LATE` behind the coefficients of
+    equal rank.
     """
 
     def rank(number: int) -> tuple[float, bool]:
@@ -110,7 +110,7 @@ class LappedTransform(nn.Module):
             error of about 33 dB on photographs.
 
     Attributes:
-        deviation: Standard deviation that photographs in [0, 1] have in each coefficient of a block, about, (M,).
+        deviation: Approximate standard deviation of each coefficient of a block for photographs in [0, 1], (M,).
         coarse_deviation: The same for the means of the blocks once they are transformed again, (K, 4, 4).
         scale: Factor on each coefficient, (M,).
         coarse_scale: The same for the means, (K, 4, 4).
@@ -180,7 +180,7 @@ class LappedTransform(nn.Module):
             return _mix_both(x, self.mixing.T)
 
     def gather(self, y: Tensor) -> Tensor:
-        """Last steps of the transform: the means once more, and the scales.
+        """Last steps of the transform: transform the means again, and scale.
 
         Args:
             y: Coefficients of the blocks, (B, M, h, w), h and w multiples of 4; or the first channels of them, the

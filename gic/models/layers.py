@@ -1,7 +1,7 @@
 """Building blocks of the compressor, compatible with CompressAI's: the same names, parameters and results.
 
-They are written again because importing CompressAI costs ten times what coding a picture does: it brings along what it
-needs for point clouds. The tests hold each block against its model.
+They are written again because importing CompressAI, with its dependencies for point clouds, takes ten times as long as
+coding a picture. The tests compare each block with CompressAI's.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ class _Bounded(torch.autograd.Function):
 
 
 class LowerBound(nn.Module):
-    """``max(x, bound)``, with a gradient below the bound where it leads back above it.
+    """``max(x, bound)``; below the bound only gradients that lead back above it pass.
 
-    The bound is a constant of the code: it is no part of ``state_dict()``, so that no file rounds or overrules it.
+    The bound is a constant of the code and not in ``state_dict()``, so that no file can round or override it.
 
     Attributes:
         bound: The bound.
-        on_file: What weights of an earlier version, which held the bound, had for it; None for others. Only files made
-            with those weights depend on it.
+        on_file: The bound stored in weights of an earlier version; None for others. Only files made with those weights
+            depend on it.
     """
 
     def __init__(self, bound: float) -> None:

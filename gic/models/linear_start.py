@@ -1,8 +1,8 @@
-"""How the hyper networks begin beside the lapped transform: as a linear codec, whose statistics are known beforehand.
+"""Initialisation of the hyper networks beside the lapped transform: a linear codec, whose statistics are known.
 
-g_a and g_s begin silent, so that y is the lapped transform; here the prior learns of the width that each coefficient
-has in photographs, of the place of each element among the 4 x 4 of one of z, and, if asked, how strong each group of
-coefficients is. What networks would take long to find by gradients they begin with.
+g_a and g_s begin with zero output, so that y is the lapped transform. The prior is initialised with the width that each
+coefficient has in photographs, the place of each element among the 4 x 4 of one element of z and, optionally, the
+activity of each group of coefficients. Training would take many steps to find these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRIOR_SLOPE = 3.0
 
 _ABOVE = 8.0  # activity plus this is never negative
 _Z_PER_NAT = 1.25  # units of z for a factor e of activity, where z begins with it;
-_OTHERS = 0.1  # how strong its other channels are there
+_OTHERS = 0.1  # magnitude of its other channels there
 _PLACES = HyperSynthesis.stride**2  # elements of y for each of z
 
 
@@ -42,7 +42,7 @@ def begin_linear(
     activity: bool = False,
     detail_groups: Sequence[int] = (),
 ) -> None:
-    """Let the hyper networks add little at first, and the prior know how wide each coefficient is.
+    """Initialise the hyper networks to add little, and the prior to the known width of each coefficient.
 
     Args:
         h_a: Hyper analysis, changed in place.
@@ -50,8 +50,8 @@ def begin_linear(
         lapped: The transform whose coefficients y holds.
         latent_channels: M, channels of y without the detail.
         gain: Factor between coefficients and y.
-        unit: Scale of each coefficient of y in the eyes of the networks, (M,).
-        activity: Let z begin as the activity of groups of channels, which h_a is shown behind the M channels.
+        unit: Scale of each coefficient of y for the networks, (M,).
+        activity: Initialise z to the activity of groups of channels, which h_a receives after the M channels.
         detail_groups: Group of each detail channel.
     """
     h_a_last: Any = h_a[-1]
@@ -74,10 +74,10 @@ def begin_linear(
 def _follow_activity(
     h_a: HyperAnalysis, h_s: HyperSynthesis, lapped: LappedTransform, latent_channels: int, detail_groups: Sequence[int]
 ) -> int:
-    """Let z begin as the mean activity of each group over 4 x 4 elements, and log sigma follow it.
+    """Initialise z to the mean activity of each group over 4 x 4 elements, and log sigma to follow it.
 
-    The first channels of all hidden layers carry it, one for each group but those of the means of blocks, each
-    apart from the others, as many as leave 32 others. Returns how many there are.
+    The first channels of all hidden layers carry it separately, one for each group except those of the means of
+    blocks, as long as 32 other channels remain. Returns their number.
     """
     of_channel, m = frequency_groups(len(lapped.kept)), latent_channels
     means = {of_channel[channel] for channel in lapped.means}
@@ -119,8 +119,8 @@ def _follow_activity(
 def _know_places(h_s: HyperSynthesis, outputs: Sequence[int], offsets: Tensor, passing: int = 0) -> None:
     """Let h_s add offsets (K, 4, 4) to K of its outputs, by the place of an element among the 4 x 4 of one of z.
 
-    Hidden channels are taken for it that are one in their place and zero elsewhere, whatever z: 4 after the first
-    shuffle, 16 after the second; of a trained network those that mattered least, the first ``passing`` excepted.
+    It uses hidden channels that are one in their place and zero elsewhere for every z: 4 after the first shuffle, 16
+    after the second. In a trained network it takes those that mattered least, except the first ``passing``.
     """
     first: Any = h_s[0][0]  # type: ignore[index]
     second: Any = h_s[2][0]  # type: ignore[index]

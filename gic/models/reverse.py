@@ -5,7 +5,7 @@
     D = mean of N(mu', sigma'^2) truncated to the cell of y_q                  (3)
 
 At initialisation D is the exact posterior mean under the entropy model, and it never leaves the cell. U may have a
-second set of weights for realism: with W + r * dW it is the generator of r = 1, and at r = 0 nothing but the posterior.
+second set of weights for realism: with W + r * dW it is the generator at r = 1 and the posterior at r = 0.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class ReverseNetwork(nn.Module, ABC):
     """U: what refines the prior of y from y_q; a subclass may be any network.
 
     Attributes:
-        latent_channels: M, channels of y that it refines; None until :meth:`refine_for` is called, where it is open.
+        latent_channels: M, channels of y that it refines; None until :meth:`refine_for` sets it.
         realistic: Second weights for r > 0; None, or no such attribute, for a network in which r changes nothing.
     """
 
@@ -114,7 +114,7 @@ class ReverseNetwork(nn.Module, ABC):
     realistic: nn.Module | None
 
     def refine_for(self, latent_channels: int) -> None:
-        """Be the network of a compressor with so many latent channels; the codec asks for it.
+        """Set the number of latent channels of the compressor; called by the codec.
 
         Raises:
             ConfigError: If the network is made for another number.
@@ -139,8 +139,8 @@ class ReverseNetwork(nn.Module, ABC):
             realism: r in [0, 1], a number or one for each sample; passed only where ``realistic`` is not None.
 
         Returns:
-            ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats), like ``y_q``, float32. Both zero leave the prior as
-            it is, which is a good beginning.
+            ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats), like ``y_q``, float32. Both zero leave the prior
+            unchanged, a good initialisation.
         """
 
 
@@ -154,7 +154,7 @@ class ReverseUNet(ReverseNetwork):
         embedding: Channels of the embedding of q.
         attention: Self-attention after the blocks of the coarsest resolution.
         realistic: Have weights ``W + r * dW``, the interpolation of two networks (arXiv 1811.10515), as the last stages
-            of g_s do: dW learns realism, and r = 0 knows nothing of it. dW is 0 at first.
+            of g_s do: dW learns realism, and r = 0 does not depend on it. dW is 0 at first.
     """
 
     _plain: _Plain
@@ -177,7 +177,7 @@ class ReverseUNet(ReverseNetwork):
             self.refine_for(latent_channels)
 
     def refine_for(self, latent_channels: int) -> None:
-        """Be the network of a compressor with so many latent channels: made now, if it was left open.
+        """Set the number of latent channels of the compressor; build the network if it was left open.
 
         Raises:
             ConfigError: If the network is made for another number.
@@ -220,8 +220,8 @@ class ReverseUNet(ReverseNetwork):
             mu: Prior mean, like ``y_q``.
             log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
             log_q: Natural logarithm of the level, (B,).
-            realism: r in [0, 1], a number or one for each sample, best with equal ones next to each other: these go
-                through the network together. Without second weights it changes nothing.
+            realism: r in [0, 1], a number or one for each sample. Neighbours with equal r go through the network
+                together, which is faster. Without second weights it has no effect.
 
         Returns:
             ``d_mu`` (in units of sigma) and ``d_sigma`` (in nats, |d_sigma| < D_SIGMA_MAX), like ``y_q``, float32.
@@ -270,7 +270,7 @@ class ReverseUNet(ReverseNetwork):
 
 
 class _Plain(nn.Module):
-    """A network without its choice of r, for other weights to be put in."""
+    """A network without the argument r, to be called with other weights."""
 
     def __init__(self, network: ReverseUNet) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class _Plain(nn.Module):
 
 
 def _without_realism(module: ReverseUNet, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Weights from before there was a second set: dW = 0."""
+    """Complete weights without a second set: dW = 0."""
     if module.realistic is not None and not any(name.startswith(f"{prefix}realistic.") for name in state):
         change = module.realistic.named_parameters()
         state |= {f"{prefix}realistic.{name}": torch.zeros_like(weights) for name, weights in change}
@@ -310,8 +310,8 @@ def refine(
 
 @torch.no_grad()
 def _passed(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-    """D of the prior as it is; where ``y_q`` is mu, as it mostly is in the detail, D is so too."""
-    if y_q.device.type != "cpu":  # to count the others would wait for a GPU
+    """D of the prior without refinement; where ``y_q`` is mu, as in most of the detail, D is mu too."""
+    if y_q.device.type != "cpu":  # counting the others would synchronise a GPU
         return truncated_normal_mean(y_q, q, mu, sigma)
     others = (y_q != mu).nonzero(as_tuple=True)
     return y_q.index_put(others, truncated_normal_mean(*(t[others] for t in (y_q, q, mu, sigma))))
@@ -320,7 +320,7 @@ def _passed(y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
 def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor, realism: Realism = 0.0) -> Denoiser:
     """D(y_q, q) of DESIGN 4 (3) for given prior and r, in the form that :func:`gic.method.samplers.reverse` takes.
 
-    Channels beyond the network's, the detail, keep the prior that they have, and nothing is learned through them.
+    Channels beyond the network's (the detail) keep their prior, and the network does not learn from them.
     """
     own = slice(None, getattr(network, "latent_channels", None))
     detail = slice(own.stop or mu.shape[1], None)

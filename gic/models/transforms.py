@@ -1,8 +1,8 @@
 """The transforms: g_a takes an image to its latent y, g_s takes y back to an image (DESIGN 1).
 
-Another network may stand in their place: a module that maps as these do and says its ``stride``. Two things are
-optional: ``begin_silent()``, asked for beside the lapped transform, and an attribute ``checkpointing``, which training
-sets.
+Another network may replace them: a module that maps the same shapes and has an attribute ``stride``. Two things are
+optional: a method ``begin_silent()``, called if there is a lapped transform, and an attribute ``checkpointing``, which
+training sets.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def initialise(network: nn.Module) -> None:
 def _through(
     layers: nn.Sequential, x: Tensor, checkpointing: bool, weights: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Layers in a row, with other weights if they are given.
+    """Apply layers in sequence, with other weights if they are given.
 
-    With ``checkpointing`` what is inside of the blocks is not kept for the gradient but computed a second time.
+    With ``checkpointing`` the activations inside the blocks are recomputed for the gradient instead of kept.
     """
     for place, layer in layers.named_children():
         call: Any = layer
@@ -77,7 +77,7 @@ class Analysis(nn.Module):
     """
 
     checkpointing = False
-    """Whether training computes what is inside of the blocks a second time instead of keeping it."""
+    """Whether training recomputes the activations inside the blocks instead of keeping them."""
     stride: int
     """Pixels for each element of y, along each side."""
 
@@ -106,7 +106,7 @@ class Analysis(nn.Module):
         self.to(memory_format=torch.channels_last)  # a third faster at these widths, on CPUs and GPUs
 
     def begin_silent(self) -> None:
-        """Let the output be zero at first: what is beside the network is all that there is."""
+        """Initialise the output to zero: only the shortcut around the network contributes."""
         last: Any = self.layers[-1]
         nn.init.zeros_(last.weight)
 
@@ -125,10 +125,10 @@ class Synthesis(nn.Module):
         latent_channels: M, channels of y.
         block: Kind of residual block.
         attention: As in the analysis.
-        gain: The analysis' gain, taken out again.
+        gain: Gain of the analysis, divided out here.
         realistic_stages: Number of stages, counted from the image, that have weights of their own for r = 1: there
             the weights are ``W + r * dW``, the interpolation of two networks (arXiv 1811.10515). dW is 0 at first,
-            and r = 0 knows nothing of it, so that perception does not cost distortion.
+            and r = 0 does not depend on it, so that perception does not cost distortion.
 
     Raises:
         ConfigError: If there are fewer stages than ``realistic_stages``.
@@ -180,7 +180,7 @@ class Synthesis(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def begin_silent(self) -> None:
-        """Let the image be plain grey at first, whatever y is."""
+        """Initialise the image to plain grey for every y."""
         last: Any = self.layers[-1]
         nn.init.zeros_(last[0].weight)
 
@@ -189,8 +189,8 @@ class Synthesis(nn.Module):
 
         Args:
             y: Latent (B, M, h, w).
-            realism: r in [0, 1], a number or one for each sample, best with equal ones next to each other: these
-                are decoded together.
+            realism: r in [0, 1], a number or one for each sample. Neighbours with equal r are decoded together, which
+                is faster.
 
         Returns:
             Image (B, 3, 16 h, 16 w), float32, not clamped.
@@ -217,7 +217,7 @@ class Synthesis(nn.Module):
 
 
 def _without_realism(module: Synthesis, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Weights from before there was a second set: dW = 0."""
+    """Complete weights without a second set: dW = 0."""
     names = [f"{prefix}realistic.{name}" for name, _ in module.realistic.named_parameters()]
     if not any(name in state for name in names):
         state |= {

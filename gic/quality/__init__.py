@@ -1,1 +1,1 @@
-"""What judges pictures: metrics, terms of the loss, the discriminator, and where their weights come from."""
+"""Quality of pictures: metrics, terms of the loss, the discriminator, and where their weights come from."""

@@ -1,12 +1,12 @@
-"""The adversarial term: a discriminator that learns along and judges without a reference (DESIGN 12).
+"""The adversarial term: a discriminator without a reference, trained together with the codec (DESIGN 12).
 
     D minimises   E[f(-D(x, y_hat, q))] + E[f(D(x_hat, y_hat, q))]         f: hinge or softplus
     the decoder   w * E[-D(x_hat, y_hat, q)]                               (softplus of it for the non-saturating loss)
 
-D sees small patches of the picture, the latent behind it and the level. w follows each sample: the term's gradient at
+D gets small patches of the picture, the latent behind it and the level. w adapts to each sample: the term's gradient at
 the reconstruction is ``weight`` times as large as that of the sample's other terms, so that one setting serves all q.
-HiFiC (arXiv 2006.09965) conditions on the latent, VQGAN (arXiv 2012.09841) adapts the weight, at the last layer there;
-the gradient at the picture costs no second pass and knows the samples apart.
+HiFiC (arXiv 2006.09965) conditions on the latent. VQGAN (arXiv 2012.09841) adapts the weight by gradients at the last
+layer; the gradient at the picture needs no second pass and is separate for each sample.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ LOSSES: Mapping[str, _Loss] = {
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges each patch of a picture, given the latent behind it and the level: a conditional PatchGAN.
+    """Classifies each patch of a picture, given the latent behind it and the level: a conditional PatchGAN.
 
-    Four convolutions down to 1/8 of the size. The latent is squeezed to a few channels, enlarged, and joins at 1/4;
-    log q scales and shifts what comes after it.
+    Four convolutions down to 1/8 of the size. The latent is reduced to a few channels, enlarged, and concatenated at
+    1/4; log q scales and shifts the features after it.
 
     Args:
-        latent_channels: M, channels of y; if left out, :meth:`judge_of` says it.
+        latent_channels: M, channels of y; if left out, :meth:`judge_of` sets it.
         width: Channels after the first convolution; the later ones have 2, 4 and 8 times as many.
-        latent_width: Channels that the latent is squeezed to.
+        latent_width: Channels that the latent is reduced to.
         embedding: Channels of the embedding of q.
-        spectral: Divide each convolution by its spectral norm (arXiv 1802.05957): steadier, and far slower to tell
-            pictures apart.
+        spectral: Divide each convolution by its spectral norm (arXiv 1802.05957): more stable, but far slower
+            to learn.
 
     Example:
         >>> judge = PatchDiscriminator(latent_channels=8, width=4)
@@ -101,7 +101,7 @@ class PatchDiscriminator(nn.Module):
         return spectral_norm(layer) if self.spectral else layer
 
     def judge_of(self, latent_channels: int) -> None:
-        """Judge the pictures of a codec with so many latent channels.
+        """Set the number of latent channels of the codec.
 
         Raises:
             ConfigError: If the discriminator is made for another number.
@@ -116,7 +116,7 @@ class PatchDiscriminator(nn.Module):
             )
 
     def forward(self, x: Tensor, y_hat: Tensor, q: Tensor) -> Tensor:
-        """Judge pictures.
+        """Classify pictures.
 
         Args:
             x: Pictures (B, 3, H, W), about [0, 1], H and W multiples of 16.
@@ -124,7 +124,7 @@ class PatchDiscriminator(nn.Module):
             q: Levels, (B,).
 
         Returns:
-            Logits (B, 1, H/8, W/8), float32; positive is taken for an original.
+            Logits (B, 1, H/8, W/8), float32; positive means original.
         """
         y = self.squeeze(torch.asinh(y_hat))
         x = F.leaky_relu(self.first(2 * x - 1), 0.2)
@@ -139,21 +139,21 @@ class PatchDiscriminator(nn.Module):
 class Adversarial(nn.Module):
     """The adversarial term of the objective, with its discriminator and the discriminator's optimiser.
 
-    The decoder's half step is the objective's; the discriminator's is :meth:`learn` on each batch, which only gathers
-    gradients, then :meth:`step` once for each optimiser step of the decoder. Both see only samples with r > 0.
+    The objective steps the decoder. The discriminator steps by :meth:`learn` on each batch, which only accumulates
+    gradients, then :meth:`step` once for each optimiser step of the decoder. Both use only samples with r > 0.
 
     Args:
-        discriminator: The judge, called with pictures, latents and levels; see :class:`PatchDiscriminator`. One with a
-            method ``judge_of`` is told the codec's number of latent channels.
+        discriminator: Called with pictures, latents and levels; see :class:`PatchDiscriminator`. Its method
+            ``judge_of``, if it has one, gets the codec's number of latent channels.
         weight: Size of the term's gradient at the reconstruction, relative to that of the sample's other terms.
         loss: ``hinge`` or ``non_saturating``.
         lr: Learning rate of the discriminator (Adam); it follows the decoder's schedule.
         betas: Adam's.
         warmup_steps: Steps in which the discriminator learns alone.
-        ramp_steps: Steps in which the weight then grows to its value.
-        r1: Weight of the penalty on the discriminator's gradient at originals (arXiv 1801.04406), for one that
+        ramp_steps: Further steps in which the weight grows to its value.
+        r1: Weight of the penalty on the discriminator's gradient at originals (arXiv 1801.04406), in case it
             diverges; 0 leaves it out.
-        r1_every: Steps between penalties, which then count as many times over.
+        r1_every: Steps between penalties, each of which is multiplied by this number.
 
     Attributes:
         steps: Steps that the discriminator has made, saved with its weights.
@@ -194,7 +194,7 @@ class Adversarial(nn.Module):
         self.optimizer = torch.optim.Adam(discriminator.parameters(), lr, betas)
 
     def judge_of(self, latent_channels: int) -> None:
-        """Judge the pictures of a codec with so many latent channels; to be said before the first step.
+        """Set the number of latent channels of the codec, before the first step.
 
         Raises:
             ConfigError: If the discriminator is made for another number.
@@ -217,7 +217,7 @@ class Adversarial(nn.Module):
         return self.loss.generator(logits).flatten(1).mean(1)
 
     def adapted(self, others: Tensor, own: Tensor) -> Tensor:
-        """Factor of each sample, (B,), by gradients at the reconstruction, (B, ...): of other terms, of this one."""
+        """Weight of each sample, (B,), from gradients at the reconstruction, (B, ...): of other terms, of this one."""
         norms = [gradient.flatten(1).norm(dim=1) for gradient in (others, own)]
         factor: Tensor = self.weight * norms[0] / norms[1].clamp_min(1e-12)
         return factor.clamp_max(WEIGHT_MAX)
@@ -237,20 +237,20 @@ class Adversarial(nn.Module):
     def learn(
         self, x: Tensor, x_hat: Tensor, y_hat: Tensor, q: Tensor, batch: int | None = None, accumulate: int = 1
     ) -> dict[str, Tensor]:
-        """Gather the discriminator's gradient for a batch.
+        """Accumulate the discriminator's gradient for a batch.
 
         Args:
             x: Originals (B, 3, H, W) in [0, 1].
             x_hat: Their reconstructions at r > 0.
             y_hat: Latents behind these.
             q: Levels, (B,).
-            batch: Samples of the whole batch, those with r = 0 included; B if left out. The loss is a mean over them,
-                so that ranks that share a batch out add up to one that does not.
+            batch: Samples of the whole batch, including those with r = 0; B if left out. The loss is a mean over them,
+                so that ranks that share a batch give the same gradient as one rank.
             accumulate: Batches that make a step.
 
         Returns:
             ``discriminator``, its loss, ``accuracy_real`` and ``accuracy_decoded``, shares of patches in [0, 1] that
-            are judged rightly; without gradient.
+            are classified correctly; without gradient.
         """
         share = len(x) / (batch or len(x))
         x, x_hat, y_hat, q = (each.detach() for each in (x, x_hat, y_hat, q))
@@ -272,7 +272,7 @@ class Adversarial(nn.Module):
         }
 
     def step(self, rate: float = 1.0, clip: float | None = None) -> None:
-        """Move the discriminator by the gradients that were gathered, on all ranks alike.
+        """Update the discriminator with the accumulated gradients, equally on all ranks.
 
         Args:
             rate: Learning rate relative to ``lr``.
@@ -281,7 +281,7 @@ class Adversarial(nn.Module):
         weights = list(self.discriminator.parameters())
         shared = torch.distributed.is_available() and torch.distributed.is_initialized()
         for each in weights:
-            if each.grad is None:  # no sample of this process had r > 0; others wait for it all the same
+            if each.grad is None:  # no sample of this process had r > 0, but the other ranks wait for its gradient
                 each.grad = torch.zeros_like(each)
             if shared:
                 torch.distributed.all_reduce(each.grad)
@@ -295,7 +295,7 @@ class Adversarial(nn.Module):
         self.steps += 1
 
     def check(self, loss: float) -> None:
-        """Look at the discriminator's loss.
+        """Check the discriminator's loss.
 
         Raises:
             DiscriminatorError: If it has diverged.
@@ -310,7 +310,7 @@ class Adversarial(nn.Module):
     # --- checkpoints --------------------------------------------------------------------------------------
 
     def to_save(self) -> dict[str, Any]:
-        """Everything that a run needs to go on: tensors and plain values."""
+        """State that a run needs to resume: tensors and plain values."""
         return {
             "discriminator": self.discriminator.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -318,10 +318,10 @@ class Adversarial(nn.Module):
         }
 
     def take_up(self, saved: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`to_save` gave.
+        """Restore the state of :meth:`to_save`.
 
         Raises:
-            ConfigError: If it is of another discriminator.
+            ConfigError: If it belongs to another discriminator.
         """
         try:
             self.discriminator.load_state_dict(saved["discriminator"])

@@ -1,8 +1,8 @@
-"""What a metric is: of one image, or of all images together (DESIGN 10).
+"""Base classes of metrics: of one image, or of all images together (DESIGN 10).
 
-Each says what it is (:class:`MetricInfo`): the network, the weights with their hash, the library and its version.
-Images are uint8, so that what is measured is what a file decodes to. A subclass of :class:`ImageMetric` or
-:class:`SetMetric` is a metric wherever one can be named, by its ``class_path``::
+Each has a :class:`MetricInfo`: the network, the weights with their hash, the library and its version.
+Images are uint8, as a file decodes to. A subclass of :class:`ImageMetric` or
+:class:`SetMetric` can be used wherever a metric is named, by its ``class_path``::
 
     class Loudness(ImageMetric):
         info = MetricInfo("loudness", "Loudness", False, "image", "mine 1.0")
@@ -53,7 +53,7 @@ class MetricInfo:
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """In single precision, whatever the codec runs in, and the same at every call."""
+    """Compute in single precision, independent of the codec's, and deterministically."""
     cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), cudnn:
         yield
@@ -61,13 +61,13 @@ def exactly(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a metric may need to get ready.
+    """What a metric may need to start.
 
     Attributes:
         device: Where its networks run.
         named: Files of weights that the user names, by key.
         download: Whether missing weights may be downloaded.
-        shared: What metrics of one run share, such as feature extractors, by a key of their own.
+        shared: Objects that metrics of one run share, such as feature extractors, by key.
     """
 
     device: str = "cpu"
@@ -77,19 +77,19 @@ class Resources:
 
 
 class Metric(ABC):
-    """What metrics have in common.
+    """Base class of metrics.
 
     Attributes:
-        info: What it is; there at the latest after :meth:`start`.
+        info: Description of the metric; set at the latest by :meth:`start`.
     """
 
     info: MetricInfo
 
     def start(self, resources: Resources) -> None:  # noqa: B027
-        """Get ready: load networks, if there are any. Called once, before the first image.
+        """Load networks, if there are any. Called once, before the first image.
 
         Raises:
-            ConfigError: If the weights cannot be had.
+            ConfigError: If the weights are not available.
             MissingExtraError: If a package is missing.
         """
 
@@ -110,7 +110,7 @@ class ImageMetric(Metric):
 
         Args:
             x_hat: Reconstruction, uint8 (3, H, W), on the metric's device.
-            x: Original, alike; not looked at where no reference is needed.
+            x: Original, like ``x_hat``; ignored by no-reference metrics.
 
         Returns:
             The value, None where it is not defined: for small images, and for PSNR of equal ones.
@@ -139,7 +139,7 @@ class SetMetric(Metric):
     """A distance between the distributions of features of all reconstructions and of all originals.
 
     Attributes:
-        features_identity: What the features are; metrics of equal ones share them. There after :meth:`start`.
+        features_identity: Identifies the features; metrics with equal identities share them. Set by :meth:`start`.
     """
 
     features_identity: str

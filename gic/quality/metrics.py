@@ -1,6 +1,6 @@
 """The metrics of single images, and how metrics are made by name (DESIGN 10).
 
-A metric that cannot be had is named with the reason, never left out or replaced.
+A metric that is not available is reported with the reason, never left out silently or replaced.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LPIPS(ImageMetric):
     Args:
         net: Backbone.
         moved: Rows and columns left out at the top and at the left. AlexNet's first layer has a stride of 4: a decoder
-            that learned to please it on that grid does not please it beside it.
+            that fits that grid alone scores worse off the grid.
     """
 
     def __init__(self, net: LPIPSNetwork = "alex", moved: int = 0) -> None:
@@ -130,10 +130,10 @@ class Pyiqa(ImageMetric):
 
 
 def entry_of(name: str) -> Entry:
-    """The table's entry of a metric, or what pyiqa says of one that it alone has.
+    """The table's entry of a metric, or one made from pyiqa's description.
 
     Raises:
-        ConfigError: If there is no such metric; the text gives near names.
+        ConfigError: If there is no such metric; the text gives similar names.
         MissingExtraError: If it is pyiqa's, which is not installed.
     """
     if name in METRICS:
@@ -144,7 +144,7 @@ def entry_of(name: str) -> Entry:
 
 
 def higher_better(name: str) -> bool:
-    """Direction of a metric, without making it: its weights need not be at hand.
+    """Direction of a metric, without building it, so that its weights are not needed.
 
     Raises:
         ConfigError: If there is no such metric.
@@ -157,10 +157,10 @@ def higher_better(name: str) -> bool:
 
 
 def check_metric_name(name: str) -> None:
-    """Make sure that there is such a metric.
+    """Check that there is such a metric.
 
     Raises:
-        ConfigError: If there is not; the text gives near names.
+        ConfigError: If there is not; the text gives similar names.
     """
     if name in METRICS:
         return
@@ -178,7 +178,7 @@ def make_metric(
     download: bool = True,
     shared: dict[Any, Any] | None = None,
 ) -> ImageMetric | SetMetric:
-    """Make one metric, or get one ready that was made.
+    """Make one metric, or start one that was made.
 
     Args:
         metric: A name that ``gic weights`` lists, a name in pyiqa, or a metric of your own.
@@ -188,7 +188,7 @@ def make_metric(
         shared: What the metrics of one run share, see :class:`gic.quality.metric.Resources`.
 
     Raises:
-        ConfigError: If there is no such metric or its weights cannot be had.
+        ConfigError: If there is no such metric or its weights are not available.
         MissingExtraError: If a package is missing.
     """
     if isinstance(metric, str):
@@ -199,9 +199,7 @@ def make_metric(
         raise ConfigError(f"a metric is a name, an ImageMetric or a SetMetric, not {type(metric).__name__}")
     metric.start(Resources(device, named_files(weights), download, {} if shared is None else shared))
     if not isinstance(getattr(metric, "info", None), MetricInfo):
-        raise ConfigError(
-            f"the metric {type(metric).__name__} does not say what it is: give it an `info`, a MetricInfo"
-        )
+        raise ConfigError(f"the metric {type(metric).__name__} has no description: give it an `info`, a MetricInfo")
     return metric
 
 

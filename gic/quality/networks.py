@@ -26,7 +26,7 @@ def lpips_network(net: LPIPSNetwork = "alex", backbone: str | None = None) -> nn
     Args:
         net: Backbone.
         backbone: File with torchvision's ``features.*`` of the backbone (a state dict, which may hold more); if left
-            out, it is looked for, then downloaded.
+            out, it is searched for, then downloaded.
 
     Returns:
         Network that maps two images (B, 3, H, W) in [-1, 1] to (B, 1, 1, 1).
@@ -65,7 +65,7 @@ def build_pyiqa(
         options: Of ``pyiqa.create_metric`` and the metric's network.
 
     Raises:
-        ConfigError: If there is no such metric or its weights cannot be had.
+        ConfigError: If there is no such metric or its weights are not available.
         MissingExtraError: If a package is missing.
     """
     pyiqa = require("pyiqa")
@@ -82,9 +82,9 @@ def build_pyiqa(
 
 @contextmanager
 def _unfilled_backbones() -> Iterator[None]:
-    """Networks of timm come without ImageNet weights, all NaN: most metrics fill the whole of them from their own file.
+    """Let timm build networks filled with NaN, without ImageNet weights: most metrics load all of their own weights.
 
-    So a large download is spared; where NaN is left, the metric needs it.
+    This avoids a large download; if NaN is left, the metric needs it.
     """
     timm = require("timm")
     create = timm.create_model

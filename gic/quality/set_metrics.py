@@ -22,7 +22,7 @@ from gic.quality.weights import find, fingerprint, library_weights
 PATCH = 256
 """Side of the patches that FID and KID compare, in pixels."""
 BATCH = 16
-"""Patches that go through a network together."""
+"""Patches in one batch of the network."""
 
 
 def patches(image: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class InceptionFeatures:
         download: Whether missing weights may be downloaded.
 
     Raises:
-        ConfigError: If the weights cannot be had, or are zero below the layer.
+        ConfigError: If the weights are not available, or are zero below the layer.
     """
 
     def __init__(self, dimensions: Literal[768, 2048], named: Mapping[str, Path], device: str, download: bool) -> None:
@@ -77,7 +77,7 @@ class InceptionFeatures:
         top = [values for name, values in network.named_parameters() if re.match(r"Mixed_7.*conv\.weight", name)]
         if dimensions == 2048 and not all(values.any() for values in top):
             raise ConfigError(
-                f"{files[0]} is true up to the 768 features only and zero above: fid and kid need the whole network, "
+                f"{files[0]} holds weights up to the 768 features and zeros above: fid and kid need the whole network, "
                 "fid768 and kid768 do not"
             )
         self.dimensions = dimensions

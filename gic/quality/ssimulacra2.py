@@ -71,11 +71,11 @@ def ssimulacra2(x_hat: Tensor, x: Tensor) -> float:
 
     Args:
         x_hat: Reconstruction, sRGB, uint8 (3, H, W), sides at least :data:`SMALLEST`.
-        x: Original, alike.
+        x: Original, like ``x_hat``.
 
     Returns:
-        The score: 100 for equal images, 90 for what cannot be told apart side by side, 70, 50 and 30 for high, medium
-        and low quality, without a lower end.
+        The score: 100 for equal images, 90 for no visible difference side by side, 70, 50 and 30 for high, medium and
+        low quality, without a lower bound.
     """
     pair = _linear(torch.arange(256, device=x.device).double() / 255)[torch.stack([x, x_hat]).long()]
     scales = []

@@ -1,7 +1,7 @@
-"""What gic knows of metrics before any is made: one table of metrics, one of the files of weights that they need.
+"""Two tables, read before any metric is made: the metrics, and the files of weights that they need.
 
-A metric joins by a line in :data:`METRICS`; one of your own needs none: its ``class_path`` stands in a config instead
-of a name.
+To add a metric, add a line to :data:`METRICS`; a metric of your own needs none: a config gives its ``class_path``
+instead of a name.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ FILES: Mapping[str, WeightsFile] = {file.key: file for file in _FILES}
 
 
 class Tolerance(NamedTuple):
-    """How much worse a judge may find the pictures before that is more than noise; the larger bound counts.
+    """How much worse a metric may get before it counts as more than noise; the larger bound counts.
 
     Attributes:
         relative: Share of the earlier value.
@@ -90,7 +90,7 @@ class Entry:
         init_args: Arguments of the class.
         weights: Keys of the files in :data:`FILES` that it needs.
         smallest: Shortest side of images, in pixels, for which it is defined.
-        tolerance: For a judge of how pictures look: what training may cost it, see
+        tolerance: For metrics of how pictures look: how much worse training may make them, see
             :func:`gic.training.evaluation.gaming`; None for the others.
     """
 
@@ -134,7 +134,7 @@ METRICS: Mapping[str, Entry] = {
     "lpips_vgg": _lpips("vgg", 16),
     "dists": _pyiqa("dists", "DISTS", False, ("dists", "dists_vgg"), 16, Tolerance(0.05, 0.005)),
     "fid": Entry(_set("FID"), "FID", False, {"dimensions": 2048}, ("fid",), tolerance=Tolerance(0.05, 0.0)),
-    # Near zero, and below it, by chance.
+    # Values near zero may be negative by chance.
     "kid": Entry(_set("KID"), "KID", False, {"dimensions": 2048}, ("fid",), tolerance=Tolerance(0.1, 0.0005)),
     "fid768": Entry(_set("FID"), "FID-768", False, {"dimensions": 768}, ("fid768",), tolerance=Tolerance(0.05, 0.0)),
     "kid768": Entry(_set("KID"), "KID-768", False, {"dimensions": 768}, ("fid768",), tolerance=Tolerance(0.1, 0.0001)),
@@ -145,4 +145,4 @@ METRICS: Mapping[str, Entry] = {
     "brisque": _pyiqa("brisque", "BRISQUE", False, ("brisque",), 16),
     "ilniqe": _pyiqa("ilniqe", "IL-NIQE", False, ("ilniqe",)),
 }
-"""Metrics by name. pyiqa has more, by the names that it gives them, whose files it alone knows."""
+"""Metrics by name. pyiqa has more, under its own names and with its own list of files."""

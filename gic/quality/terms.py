@@ -1,7 +1,7 @@
-"""Terms of the loss that judge the reconstruction: LPIPS and no-reference quality (DESIGN 6).
+"""Perceptual terms of the loss: LPIPS and no-reference quality (DESIGN 6).
 
-A subclass of :class:`PerceptualTerm` is a term wherever a config names its ``class_path``. All judge in single
-precision, also where the codec trains in half.
+A config uses a subclass of :class:`PerceptualTerm` by its ``class_path``. All compute in single precision, even if the
+codec trains in half precision.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gic.quality.weights import named_files
 
 
 class PerceptualTerm(nn.Module, ABC):
-    """A term of the loss that judges the reconstruction.
+    """A term of the loss that measures the reconstruction.
 
     Args:
         weight: Factor of the term in the loss.
 
     Attributes:
-        network: A fixed network that judges, see :meth:`hold`.
+        network: A fixed network, see :meth:`hold`.
     """
 
     network: Any
@@ -38,7 +38,7 @@ class PerceptualTerm(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Judge ``x_hat`` (B, 3, H, W), about [0, 1], against ``x``: (B,), lower is better, differentiable."""
+        """Compare ``x_hat`` (B, 3, H, W), about [0, 1], with ``x``: (B,), lower is better, differentiable."""
 
     def hold(self, network: nn.Module) -> None:
         """Keep a fixed network: it moves between devices with the term, and neither learns nor is saved."""
@@ -52,7 +52,7 @@ class PerceptualTerm(nn.Module, ABC):
 
 
 NO_REFERENCE_CROPS: Mapping[str, int | None] = {
-    "maniqa": 225,  # judges windows of 224; pyiqa enlarges images that are not larger than that
+    "maniqa": 225,  # uses windows of 224; pyiqa enlarges images that are not larger than that
     "musiq": None,  # a pyramid of the whole image
     "niqe": None,  # these gather statistics over blocks of the whole image
     "ilniqe": None,
@@ -69,7 +69,7 @@ class LPIPS(PerceptualTerm):
         weight: Factor in the loss.
         net: Backbone, ``alex``, ``vgg`` or ``squeeze``.
         backbone: Local file of the backbone, see :func:`lpips_network`.
-        moved: Judge both images :func:`moved` at random, so that what is learned is not the grid of the backbone.
+        moved: Compare both images :func:`moved` at random, so that the decoder does not fit the backbone's grid.
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class NoReference(PerceptualTerm):
         metric: Name in pyiqa, for example ``clipiqa``, ``maniqa`` or ``musiq``.
         weight: Factor in the loss, w_nr.
         weights: Local file of the metric's weights, in the form that pyiqa downloads (for ``clipiqa``: CLIP's
-            RN50.pt, TorchScript); if left out, it is looked for, then downloaded.
-        crop: Side of the random crop that is judged, in pixels; None judges the whole image, ``auto`` what the metric
-            expects, see :data:`NO_REFERENCE_CROPS`.
+            RN50.pt, TorchScript); if left out, it is searched for, then downloaded.
+        crop: Side of the random crop that is measured, in pixels; None is the whole image, ``auto`` the size that the
+            metric expects, see :data:`NO_REFERENCE_CROPS`.
 
     Raises:
-        ConfigError: If pyiqa has no such metric, it needs a reference, or its weights cannot be had.
+        ConfigError: If pyiqa has no such metric, it needs a reference, or its weights are not available.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class NoReference(PerceptualTerm):
     ) -> None:
         super().__init__(weight)
         family = metric.split("-")[0]
-        # One window of the crop, where maniqa would judge 20 in the same place.
+        # One window of the crop, where maniqa would use 20 in the same place.
         options: dict[str, Any] = {"test_sample": 1} if family == "maniqa" else {}
         named = named_files({} if weights is None else {metric: weights})
         network, _ = build_pyiqa(metric, named, as_loss=True, **options)
@@ -130,7 +130,7 @@ class NoReference(PerceptualTerm):
         """Quality of each image with the sign of a loss, (B,).
 
         Raises:
-            ConfigError: If the metric passes no gradient to the image, which shows when it is first asked for one.
+            ConfigError: If the metric passes no gradient to the image, which is found at the first backward pass.
         """
         net: nn.Module = self.network.net
         image = x_hat.float().clamp(0, 1)
@@ -169,12 +169,12 @@ def _random_crop(image: Tensor, side: int) -> Tensor:
 def moved(*images: Tensor, shift: int = 8, scale: float = 1.4) -> tuple[Tensor, ...]:
     """Images shifted, mirrored and, half the time, resized, all alike at random (E-LPIPS, arXiv 1906.03973).
 
-    A network of stride 4 meets each pixel of a codec's block in the same place of its stride, and a decoder learns to
-    please it there: LPIPS falls, and rises again as soon as the picture is moved by a pixel.
+    A network of stride 4 has each pixel of a codec's block at a fixed place of its stride, and a decoder learns to fit
+    that place: LPIPS falls, and rises again when the picture is moved by a pixel.
 
     Args:
         images: (B, 3, H, W) each, of one size.
-        shift: Most pixels that are cut off at the top and at the left, and as many in all.
+        shift: Pixels cut off along each axis in total; a random part of them at the top and at the left.
         scale: Sides are resized by a factor between 1 / scale and scale, log-uniform; none to less than 64 pixels.
 
     Returns:

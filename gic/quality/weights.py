@@ -1,9 +1,9 @@
 """Where the weights of metric networks come from.
 
-A file is looked for in this order: a path that the user names; the folder that the environment variable
+A file is searched for in this order: a path that the user names; the folder that the environment variable
 GIC_METRIC_WEIGHTS names; the cache of the library that uses the file; that library's own download. The libraries load
-the files themselves; a local file takes the place of the download. Files are read as tensors only: one that would have
-to be unpickled is refused.
+the files themselves; a local file replaces the download. Files are read as tensors only: a file that needs unpickling
+is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONNECT_SECONDS = 20.0
 
 
 class MissingWeightsError(ConfigError):
-    """Weights that are nowhere to be found and could not be downloaded; the text says what to do."""
+    """Weights that were not found and could not be downloaded; the text says what to do."""
 
 
 def metric_folder() -> Path | None:
@@ -51,13 +51,13 @@ def metric_folder() -> Path | None:
 
 
 def hub_folder() -> Path:
-    """Torch hub's cache, below which torchvision, torch-fidelity and pyiqa keep their files; asked without torch."""
+    """Torch hub's cache, below which torchvision, torch-fidelity and pyiqa keep their files; torch is not imported."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", str(Path(cache, "torch"))), "hub").expanduser()
 
 
 def places(file: WeightsFile) -> list[Path]:
-    """Where a file is looked for, in this order, if the user names no path."""
+    """Where a file is searched for, in this order, if the user names no path."""
     folder = metric_folder()
     own = [] if folder is None else [folder / name for name in file.names]
     return [*own, hub_folder() / file.cache / file.names[0]]
@@ -95,10 +95,10 @@ def find(key: str, named: Mapping[str, Path] | None = None) -> Path | None:
 
 
 def check_pyiqa_name(metric: str) -> None:
-    """Make sure that pyiqa has a metric.
+    """Check that pyiqa has a metric.
 
     Raises:
-        ConfigError: If it has not, or is not installed; the text gives near names.
+        ConfigError: If it has not, or is not installed; the text gives similar names.
     """
     try:
         known = require("pyiqa").list_models()
@@ -120,13 +120,13 @@ def fingerprint(paths: Iterable[Path]) -> str:
 def library_weights(
     metric: str, named: Mapping[str, Path] | None = None, download: bool = True
 ) -> Iterator[list[Path]]:
-    """While the block builds a metric, its library finds the weights where gic looks for them.
+    """Inside the block, the library of a metric gets its weights from the places where gic searches.
 
-    pyiqa, torchvision and torch-fidelity turn a URL into a file of their cache, and most of them take no path instead.
-    So they are shown an empty cache, and the functions that would download into it ask :class:`_Source` first.
+    pyiqa, torchvision and torch-fidelity turn a URL into a file of their cache, and most of them accept no path. So
+    they get an empty cache, and the functions that would download into it ask :class:`_Source` first.
 
     Args:
-        metric: What is built, for messages.
+        metric: Name of the metric, for messages.
         named: Files that the user names, see :func:`named_files`.
         download: Whether a missing file may be downloaded.
 
@@ -134,23 +134,23 @@ def library_weights(
         The files that were used, complete at the end of the block.
 
     Raises:
-        MissingWeightsError: If the weights cannot be had.
+        MissingWeightsError: If the weights are not available.
         ConfigError: If they cannot be used.
         MissingExtraError: If a package is missing.
     """
     import torch
 
     if not (metric in FILES and FILES[metric].cache == "checkpoints"):
-        require("pyiqa")  # while its cache is the real one
+        require("pyiqa")  # before its cache is replaced
         require("pyiqa.archs.clip_model")
     with ExitStack() as stack:
         empty = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         source = _Source(metric, named or {}, download, Path(torch.hub.get_dir()), empty / "hub")
-        # TORCH_FORCE_WEIGHTS_ONLY_LOAD: torch.load unpickles nothing, also where a library asks it to.
+        # TORCH_FORCE_WEIGHTS_ONLY_LOAD: torch.load unpickles nothing, even if a library requests it.
         variables = {"TORCH_HOME": str(empty), "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
         stack.enter_context(mock.patch.dict(os.environ, variables))
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # networks are drawn at random before they are loaded
-        stack.enter_context(redirect_stdout(io.StringIO()))  # what the libraries tell of themselves
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # networks are initialised at random before loading
+        stack.enter_context(redirect_stdout(io.StringIO()))  # hides what the libraries print
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
@@ -163,7 +163,7 @@ def library_weights(
         except ImportError as error:
             package = _PACKAGES.get(error.name or "", error.name)
             raise MissingExtraError(f"{metric} needs the package {error.name}: pip install '{package}'") from error
-        except Exception as error:  # whatever a library raises for a failed download or a file it cannot use
+        except Exception as error:  # libraries raise many types for a failed download or an unusable file
             raise source.explained(error) from error
 
 
@@ -171,14 +171,14 @@ _PACKAGES = {"pkg_resources": "setuptools<81"}  # openai-clip, which pyiqa uses,
 
 
 class _Source:
-    """Answers a library's downloads with local files where there are any.
+    """Replaces a library's downloads by local files where there are any.
 
     Args:
-        metric: What is built.
+        metric: Name of the metric.
         named: Files that the user names.
         download: Whether a missing file may be downloaded.
         cache: Torch hub's folder.
-        empty: The empty folder that the libraries take for it.
+        empty: The empty folder that the libraries use instead.
     """
 
     def __init__(self, metric: str, named: Mapping[str, Path], download: bool, cache: Path, empty: Path) -> None:
@@ -189,10 +189,10 @@ class _Source:
         self.hub_closed = False
 
     def take_place(self, stack: ExitStack) -> None:
-        """Put :meth:`fetch` in the place of the libraries' downloads, as long as ``stack`` is open."""
+        """Replace the libraries' downloads by :meth:`fetch`, as long as ``stack`` is open."""
         import torch
 
-        (self.empty / "pyiqa").mkdir(parents=True)  # a metric or two also write there
+        (self.empty / "pyiqa").mkdir(parents=True)  # some metrics also write there
         hub = self._instead_of(torch.hub.download_url_to_file)
         stack.enter_context(mock.patch.object(torch.hub, "download_url_to_file", hub))
         pyiqa, clip = (sys.modules.get(f"pyiqa.{name}") for name in ("utils.download_util", "archs.clip_model"))
@@ -211,7 +211,7 @@ class _Source:
         if self.metric not in METRICS:
             constants = require("huggingface_hub.constants")
             self.hub_closed = not self.download or not _answers(constants.ENDPOINT)
-            if self.hub_closed:  # where it would try again for half a minute
+            if self.hub_closed:  # it would retry for half a minute
                 stack.enter_context(mock.patch.object(constants, "HF_HUB_OFFLINE", True))
 
     def _instead_of(self, download: Callable[..., object]) -> Callable[..., None]:
@@ -221,7 +221,7 @@ class _Source:
         return instead_of_hub
 
     def fetch(self, wanted: Path, download: Callable[[Path], object]) -> None:
-        """Make the file ``wanted`` of the empty cache a link to the file that it stands for."""
+        """Link the file ``wanted`` of the empty cache to the real file."""
         if not wanted.is_relative_to(self.empty):  # a library's own folder
             download(wanted)
             return
@@ -240,7 +240,7 @@ class _Source:
         wanted.symlink_to(path.resolve())
 
     def _named(self, target: Path) -> Path | None:
-        """The path that the user names for a file; of metrics that only pyiqa knows, for the first it asks for."""
+        """The path that the user names for a file; outside the table, for the first file of a metric."""
         keys = [*(METRICS[self.metric].weights if self.metric in METRICS else ()), *FILES]
         key = next((key for key in keys if FILES[key].names[0] == target.name), None)
         if key is None and target.parent.name != "checkpoints" and self.named.get(self.metric) not in self.used:
@@ -252,7 +252,7 @@ class _Source:
         return folder / name if folder and (folder / name).is_file() else None
 
     def explained(self, error: Exception) -> ConfigError:
-        """A library's error in one sentence or two."""
+        """A library's error in one or two sentences."""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError) and self.used:
             return ConfigError(
@@ -271,7 +271,7 @@ class _Source:
 
 
 def _answers(endpoint: str) -> bool:
-    """Whether a server can be reached; behind a proxy nobody can tell, so that it counts as reached."""
+    """Whether a server can be reached; behind a proxy this is unknown and counts as reached."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 

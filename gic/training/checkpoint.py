@@ -27,26 +27,25 @@ if TYPE_CHECKING:
 class Checkpoint(callbacks.Checkpoint):
     """Checkpoints every so many steps and at the last step of the run; ``last.ckpt`` is a link to the newest.
 
-    A checkpoint is written whole or not at all, and an older one goes only when a newer one is safe. When a file cannot
-    be written, for want of space above all, the run goes on with a warning; only the last step's is an error.
+    A checkpoint is written whole or not at all, and an older one is deleted only after a newer one is complete. If
+    a write fails, for example on a full disk, the run continues with a warning; at the last step this is an error.
 
-    Files that this run did not write are left alone: a folder that already holds checkpoints is refused, unless the run
-    goes on from one of them.
+    Files that this run did not write are never changed: a folder that already holds checkpoints is refused, unless the
+    run continues from one of them.
 
     Args:
         every_n_steps: Optimiser steps between checkpoints, at least 1.
-        keep: Number of the newest checkpoints kept, at least 1; with 2, there is one to go back to if the newest is
-            damaged.
+        keep: Number of newest checkpoints kept, at least 1; with 2, there is an older one if the newest is damaged.
         dirpath: Folder; by default ``checkpoints`` in the run's folder.
-        every_minutes: Minutes between checkpoints of a run by the clock, instead of steps; None counts steps there too.
+        every_minutes: Minutes between checkpoints of a run with ``max_time``; None counts steps there too.
         mirror: URL of fsspec (``s3://BUCKET/RUN``, ``gs://``, ``hf://``, ...) of a folder that gets a copy of each
-            checkpoint; ``--ckpt_path URL`` goes on from there, and so does ``--ckpt_path auto`` on a machine whose
+            checkpoint; ``--ckpt_path URL`` resumes from there, and so does ``--ckpt_path auto`` on a machine whose
             folder has none. None copies nothing.
         export: Weights file (``.safetensors``) to write beside each checkpoint, for ``gic compress``; a name without
             folders lies in the run's folder. None writes none.
 
     Attributes:
-        newest: The newest checkpoint that this process has written; None before the first, and on ranks but the first.
+        newest: The newest checkpoint that this process has written; None before the first, and on ranks other than 0.
 
     Raises:
         ConfigError: If a setting lies outside its range.
@@ -89,25 +88,25 @@ class Checkpoint(callbacks.Checkpoint):
         return self._files.problem
 
     def named_folder(self, trainer: L.Trainer) -> Path | None:
-        """Where checkpoints will lie as far as settings and logger say, before the ranks have settled it."""
+        """Folder of checkpoints by settings and logger, before the ranks have agreed on it."""
         if self.dirpath:
             return Path(self.dirpath)
         folder = logger_folder(trainer)
         return None if folder is None else folder / "checkpoints"
 
     def folder(self, trainer: L.Trainer) -> Path:
-        """Where the checkpoints of the trainer's run lie; to be asked on all ranks."""
+        """Folder of the checkpoints of the trainer's run; call it on all ranks."""
         return Path(self.dirpath) if self.dirpath else run_folder(trainer) / "checkpoints"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the folder, and how its files are written and read."""
+        """Set the folder, and how its files are written and read."""
         if stage != "fit":
             return
         self._folder = self.folder(trainer)
         trainer.strategy.checkpoint_io = self._files
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at where the run begins, which Lightning tells nobody before it has read the file.
+        """Find the checkpoint that the run starts from, which Lightning reveals only after it has read the file.
 
         Raises:
             ConfigError: If ranks begin at different checkpoints, or the folder holds those of another run.
@@ -123,12 +122,12 @@ class Checkpoint(callbacks.Checkpoint):
         if problem := trainer.strategy.broadcast(problem):
             raise ConfigError(problem)
         if trainer.is_global_zero:
-            for part in self._folder.glob(".*.ckpt.*.part"):  # of a process that ended while it wrote
+            for part in self._folder.glob(".*.ckpt.*.part"):  # from a process that ended while writing
                 part.unlink()
 
     @staticmethod
     def refusal(folder: Path, start: Path | None) -> str:
-        """Why a run that begins at a checkpoint, or anew, must not save in a folder; empty if it may."""
+        """Why a run that starts from a checkpoint, or anew, must not save in a folder; empty if it may."""
         if (start is not None and start.resolve().parent == folder.resolve()) or not newest_first(folder):
             return ""
         return (
@@ -137,7 +136,7 @@ class Checkpoint(callbacks.Checkpoint):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Names of the files that this run wrote, so that it may delete them when it goes on."""
+        """Names of the files that this run wrote, so that it may delete them after a restart."""
         return {"written": list(self._written)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,7 +147,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._written = [name for name in names if re.fullmatch(r"step-\d+\.ckpt", str(name))]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note where the run begins: what a checkpoint holds of this step is there already."""
+        """Note the first step: a checkpoint of this step exists already."""
         self._step = trainer.global_step
         if budget := time_budget(trainer):
             self._saved_at = budget.used(self._step)
@@ -157,7 +156,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Save when it is due, and at the last step."""
         step = trainer.global_step
         if step == self._step:
-            return  # gradients are still being gathered, and are not part of a checkpoint
+            return  # gradients are still accumulating, and a checkpoint does not hold them
         self._step = step
         last = 0 < trainer.max_steps <= step or (
             trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
@@ -177,7 +176,7 @@ class Checkpoint(callbacks.Checkpoint):
             self.save(trainer)
 
     def save(self, trainer: L.Trainer) -> None:
-        """Save the run at its present step, unless that is done; to be called on all ranks."""
+        """Save the run at its present step, unless that is done; call it on all ranks."""
         if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
             return
         path = self._folder / f"step-{trainer.global_step:06d}.ckpt"
@@ -248,7 +247,7 @@ class Checkpoint(callbacks.Checkpoint):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say from where the run can go on."""
+        """Print where the run can be resumed."""
         self._tell(trainer)
 
     def _tell(self, trainer: L.Trainer) -> None:

@@ -31,11 +31,11 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
 
     Raises:
         MissingExtraError: If the training packages are not installed.
-        GicError: Whatever the run finds wrong with its input.
+        GicError: If the input of the run is wrong.
     """
     require("lightning")
     started = time.monotonic() if started is None else started
-    # Said by lightning's own use of torch's pytree under torch 2.15, once per run.
+    # Warning of lightning's own use of torch's pytree under torch 2.15, once per run.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     # We pass the words of the command line on ourselves, with the extended configs put in.
     warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
@@ -70,12 +70,12 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     PARTS = {"model": LitCodec, "data": ImageData}
 
     class Parser(PlainErrors, LightningArgumentParser):
-        """Says what is wrong in a line."""
+        """Reports errors in one line."""
 
         explained_by = "--help, or --model.help, --data.help, --ema.help, ..."
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            """Say where a key stands that is not accepted, which jsonargparse names without its path."""
+            """Add the path of a key that is not accepted, which jsonargparse names without it."""
             if match := re.search(r"Option '(\w+)' is not accepted", message):
                 places = places_of(match[1], configs)
                 message += f": {' or '.join(places)}" if places else ""
@@ -104,24 +104,24 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             options["ckpt_path"] = str(named_checkpoint(name))
 
         def _parse_ckpt_path(self) -> None:
-            """What command and configs say of the model holds when a run goes on; Lightning lets the checkpoint win.
+            """When ``fit`` resumes, command line and configs decide the model; in Lightning the checkpoint would.
 
-            Other commands take from the checkpoint what they measure; Lightning would take all of its settings, and
-            import whatever they name.
+            Other commands take the model and what they measure from the checkpoint. Lightning would take all of its
+            settings, and import every class that they name.
             """
             command = self.config.get("subcommand")
             options = self.config[command] if command else {}
             if command == "fit" or options.get("ckpt_path") is None:
                 return
             settings = validation_settings(options["ckpt_path"], options["trust"])
-            for name in ("codec", "objective"):  # theirs alone: nothing of what the config says of them
+            for name in ("codec", "objective"):  # from the checkpoint alone, not merged with the config
                 options["model"]["init_args"][name] = None
             self.config = self.parser.parse_object({command: {"model": settings}}, self.config)
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:
-            """Build the trainer, on a device that will do; it runs nothing of the checkpoints it reads.
+            """Build the trainer, on an available device; it runs no code of the checkpoints it reads.
 
-            One that goes by the clock validates first, to know how long that takes.
+            With ``max_time`` it validates first, to know how long that takes.
             """
             settings = self._get(self.config_init, "trainer", default={})
             kwargs["accelerator"] = check_accelerator(settings.get("accelerator", "auto"))
@@ -152,7 +152,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
                 options["ckpt_path"] = self._newest_checkpoint(saver)
             start = options["ckpt_path"]
             if start is not None:
-                self.model.init_from = None  # it was the beginning of the run that goes on
+                self.model.init_from = None  # the resumed run has used it already
             folder = saver and saver.named_folder(self.trainer)
             if saver and folder and (problem := saver.refusal(folder, None if start is None else Path(start))):
                 raise ConfigError(problem)
@@ -192,10 +192,10 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             run=run,
         )
     except ValueError as error:
-        raise own_error(error) or error from None
+        raise own_error(error) or error from None  # jsonargparse has wrapped the constructor's error
     except RuntimeError as error:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        # NCCL and the store have types for this; gloo has its source file's name.
+        # NCCL and the store have error types for this; gloo's error has only the name of its source file.
         if not distributed or not (isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)):
             raise
         raise LostRankError(

@@ -1,4 +1,4 @@
-"""How long a run may take by the clock, with its validation and its last checkpoint."""
+"""Time limit of a run, including its validation and its last checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gic.errors import ConfigError
 JOB = "job"
 """As a duration: until the end of the SLURM job."""
 JOB_END_VARIABLE = "SLURM_JOB_END_TIME"
-_COMPARE_SECONDS = 2.0  # about how long several ranks train between two looks at the first one's clock
+_COMPARE_SECONDS = 2.0  # approximate time between two comparisons with the clock of rank 0
 _COMPARE_STEPS = 50  # at most so many steps
-_SLACK = 0.015  # share of the time that is kept for what cannot be foreseen ...
+_SLACK = 0.015  # share of the time kept as a margin ...
 _SLACK_SECONDS = 1.5  # ... and for the end of the process
 
 
@@ -28,7 +28,7 @@ def seconds_of(duration: str | timedelta | Mapping[str, float]) -> float:
     """Length of a duration in seconds: ``DD:HH:MM:SS``, ``HH:MM:SS``, or what ``timedelta`` takes.
 
     Raises:
-        ConfigError: If it is none of these, or no time at all.
+        ConfigError: If it is none of these, or not positive.
 
     Example:
         >>> seconds_of("00:00:10:00"), seconds_of("1:00:00"), seconds_of({"minutes": 2})
@@ -46,7 +46,7 @@ def seconds_of(duration: str | timedelta | Mapping[str, float]) -> float:
         except TypeError as error:
             raise ConfigError(f"max_time cannot be read: {error}") from error
     if duration.total_seconds() <= 0:
-        raise ConfigError(f"max_time is {duration} and must be longer than nothing")
+        raise ConfigError(f"max_time is {duration} and must be positive")
     return duration.total_seconds()
 
 
@@ -54,23 +54,23 @@ def seconds_to_job_end(now: float | None = None) -> float:
     """Seconds until the SLURM job around this process ends.
 
     Raises:
-        ConfigError: If there is none, or this version of SLURM does not say when it ends.
+        ConfigError: If there is none, or this version of SLURM does not report when it ends.
     """
     end = os.environ.get(JOB_END_VARIABLE, "")
     if not end.isdecimal():
-        raise ConfigError(f"max_time is {JOB!r}, but {JOB_END_VARIABLE} says of no job when it ends: give DD:HH:MM:SS")
+        raise ConfigError(f"max_time is {JOB!r}, but {JOB_END_VARIABLE} holds no end of a job: give DD:HH:MM:SS")
     return max(1.0, int(end) - (time.time() if now is None else now))
 
 
 class TimeBudget(L.Callback):
-    """Ends a run by the clock: what ``--trainer.max_time`` asks for.
+    """Ends a run after the time of ``--trainer.max_time``.
 
     The budget is the time from the start of the command to its end. A validation before the first step shows how long
-    the one at the end will take; what is left beside it and the last checkpoint is for training. The learning rate
-    follows the share of that time which is used (:class:`gic.training.schedule.WarmupCosine`), so that it has reached
-    its floor when the time is over. Several ranks go by the clock of the first, which they compare every few seconds,
-    and by the number of steps in between: all stop at the same step, with the same learning rates. A run that goes on
-    from a checkpoint has the time that was left when it was written.
+    the one at the end will take; the time left after it and the last checkpoint is for training. The learning rate
+    follows the used share of that time (:class:`gic.training.schedule.WarmupCosine`), so that it has reached
+    its floor when the time is over. Several ranks follow the clock of rank 0, which they compare every few seconds,
+    and count steps in between: all stop at the same step, with the same learning rates. A resumed run has the time
+    that was left when its checkpoint was written.
 
     Args:
         duration: ``DD:HH:MM:SS``, what ``timedelta`` takes, or ``job``: until the end of the SLURM job.
@@ -80,14 +80,14 @@ class TimeBudget(L.Callback):
         total: The budget, in seconds.
 
     Raises:
-        ConfigError: If the duration is none.
+        ConfigError: If the duration is not valid.
     """
 
     def __init__(self, duration: str | timedelta | Mapping[str, float], started: float | None = None) -> None:
         self._job = duration == JOB
         self.started = time.monotonic() if started is None else started
         self.total = time.monotonic() - self.started + seconds_to_job_end() if self._job else seconds_of(duration)
-        self._used_before = 0.0  # seconds, by the runs that this one goes on from
+        self._used_before = 0.0  # seconds, by the runs that this one resumes
         self._pace = 0.0  # seconds a step
         self._validation = 0.0  # seconds of the longest validation
         self._validation_began = 0.0
@@ -99,7 +99,7 @@ class TimeBudget(L.Callback):
     # --- what the clock says ------------------------------------------------------------------------------------------
 
     def _used(self) -> float:
-        """Seconds that this run has used, with the runs that it goes on from, by this process's clock."""
+        """Seconds that this run has used, including the runs that it resumes, by this process's clock."""
         return self._used_before + time.monotonic() - self.started
 
     def _reserve(self) -> float:
@@ -107,18 +107,18 @@ class TimeBudget(L.Callback):
         return 1.05 * self._validation + 1.5 * self._saving + _SLACK * self.total + _SLACK_SECONDS
 
     def _now(self, step: int) -> tuple[float, float, float]:
-        """Seconds used at a step, seconds a step and seconds kept, alike on all ranks."""
+        """Seconds used at a step, seconds per step and seconds kept, equal on all ranks."""
         used, pace, reserve, at = self._agreed
         return used + (step - at) * pace, pace, reserve
 
     def used(self, step: int) -> float:
-        """Seconds used at an optimiser step, alike on all ranks."""
+        """Seconds used at an optimiser step, equal on all ranks."""
         return self._now(step)[0]
 
     def progress(self, step: int) -> float:
         """Share of the time for training that is used at an optimiser step, in [0, 1]; 1 for the last step."""
         used, pace, reserve = self._now(step)
-        # The last step is under way when less than a step is left, and its rate was set a step before.
+        # The last step runs when less than a step is left, and its rate was set one step before.
         return min(1.0, used / max(self.total - reserve - 2 * pace, 1e-3))
 
     def _is_over(self, step: int) -> bool:
@@ -126,7 +126,7 @@ class TimeBudget(L.Callback):
         return used + pace > self.total - reserve
 
     def _compare(self, trainer: L.Trainer, step: int) -> None:
-        """Take over the clock of the first rank."""
+        """Adopt the clock of rank 0."""
         numbers = [self._used(), self._pace, self._reserve()]
         if trainer.world_size > 1:
             shared = torch.tensor(numbers, dtype=torch.float64, device=trainer.strategy.root_device)
@@ -141,7 +141,7 @@ class TimeBudget(L.Callback):
     # --- hooks --------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say how the time will be spent."""
+        """Print how the time will be used."""
         self._step, self._step_ended = trainer.global_step, time.monotonic()
         self._compare(trainer, trainer.global_step)
         used, _, reserve, _ = self._agreed
@@ -170,7 +170,7 @@ class TimeBudget(L.Callback):
         )
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *arguments: Any) -> None:
-        """End a run whose first validation takes most of its time as soon as that shows."""
+        """End a run early if its first validation takes most of its time."""
         if trainer.sanity_checking and trainer.world_size == 1 and self._used() > 0.6 * self.total:
             self._refuse()
 
@@ -178,7 +178,7 @@ class TimeBudget(L.Callback):
         """Look at the clock after each optimiser step; end the run when the time is over."""
         step, now = trainer.global_step, time.monotonic()
         if step == self._step:
-            return  # gradients are still being gathered
+            return  # gradients are still accumulating
         seconds = now - self._step_ended
         self._pace = seconds if self._pace == 0 else self._pace + 0.1 * (seconds - self._pace)
         if step - self._step > 1 or self._pace > 4 * seconds:  # the first steps are slow: caches, compilers
@@ -197,7 +197,7 @@ class TimeBudget(L.Callback):
         self._validation_began = time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note how long it took; one that left no time for another is the last."""
+        """Note how long it took; if no time is left for another, it is the last."""
         self._validation = max(self._validation, time.monotonic() - self._validation_began)
         if not trainer.sanity_checking and trainer.state.fn == "fit" and not trainer.should_stop:
             self._next = trainer.global_step
@@ -205,16 +205,16 @@ class TimeBudget(L.Callback):
         self._step_ended = time.monotonic()
 
     def saved(self, seconds: float) -> None:
-        """Note how long a checkpoint took; that is no part of a step."""
+        """Note how long a checkpoint took, which does not count as part of a step."""
         self._saving = max(self._saving, seconds)
         self._step_ended += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds used so far, and what the end takes: a run that goes on does not validate first."""
+        """Seconds used so far and kept for the end, since a resumed run does not validate first."""
         return {"used": self._used(), "validation": self._validation, "saving": self._saving}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the time that is left; of a job that is its own."""
+        """Continue with the time that is left; with ``job``, with the time of the new job."""
         self._used_before = float(state_dict["used"])
         self._validation, self._saving = float(state_dict["validation"]), float(state_dict["saving"])
         if self._job:
@@ -226,5 +226,5 @@ class TimeBudget(L.Callback):
 
 
 def time_budget(trainer: L.Trainer) -> TimeBudget | None:
-    """The budget of a trainer's run, if it goes by the clock."""
+    """The time budget of a trainer's run, if it has one."""
     return next((callback for callback in trainer.callbacks if isinstance(callback, TimeBudget)), None)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, which is what gets validated and shipped."""
+"""Exponential moving average of the weights, which is validated and shipped."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class EMA(WeightAveraging):
     """Exponential moving average of the weights: validated, and saved as the checkpoint's ``state_dict``.
 
-    After n steps the share of the old average that is kept is ``min(decay, (1 + n) / (10 + n))``, so that the average
-    of a short run is not that of its first, random weights. The average lies on the model's device, and its count on
-    the host, so that an update is a few kernels and waits for nothing.
+    After n steps the share of the old average that is kept is ``min(decay, (1 + n) / (10 + n))``, so that the first,
+    random weights do not dominate the average of a short run. The average is on the model's device and its count on the
+    host, so that an update is a few kernels without synchronisation.
 
     Args:
         decay: Share kept in the long run, in [0, 1); the average's memory is about ``1 / (1 - decay)`` steps.
@@ -35,7 +35,7 @@ class EMA(WeightAveraging):
         super().__init__()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Follow the model to its device: the copy was made on the CPU, and before ``init_from`` was read."""
+        """Copy the model's weights to its device: the first copy was made on the CPU, before ``init_from`` was read."""
         average = self._average_model
         assert average is not None
         count = average.n_averaged.cpu()
@@ -53,7 +53,7 @@ class EMA(WeightAveraging):
         average = self._average_model
         assert average is not None
         pairs = zip(average.module.parameters(), pl_module.parameters(), strict=True)
-        old, new = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)  # the others stay what they are
+        old, new = zip(*((a, p) for a, p in pairs if p.requires_grad), strict=True)  # the others stay unchanged
         count = int(average.n_averaged)
         kept = min(self.decay, (1 + count) / (10 + count)) if count else 0.0
         torch._foreach_lerp_(list(old), list(new), 1 - kept)

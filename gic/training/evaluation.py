@@ -44,8 +44,8 @@ class LevelResult(NamedTuple):
         q: Quantisation step.
         realism: r in [0, 1].
         bits_per_pixel: Ideal code length over the original's pixels.
-        metrics: Values by name of the metric; None for images that it is not defined for. Metrics that judge all images
-            together have a value in the mean alone.
+        metrics: Values by name of the metric; None for images that it is not defined for. Metrics of all images
+            together have a value only in the mean.
     """
 
     key: str
@@ -56,7 +56,7 @@ class LevelResult(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Features of one image's patches, for metrics that judge all images together.
+    """Features of one image's patches, for metrics of all images together.
 
     Attributes:
         key: Name of the image.
@@ -79,7 +79,7 @@ def evaluate_image(
     metrics: Sequence[ImageMetric],
     seed: int = 0,
 ) -> tuple[list[LevelResult], dict[tuple[float, float], Tensor]]:
-    """Take one image to each level and back.
+    """Code and decode one image at each level.
 
     Args:
         codec: The model, in evaluation mode.
@@ -139,7 +139,7 @@ def extract_features(
         key: Name of the image.
         x: Original (3, H, W), uint8.
         pictures: Reconstructions by (q, r), like ``x``.
-        metrics: Metrics that judge all images together.
+        metrics: Metrics of all images together.
     """
     extractors = {metric.features_identity: metric.features for metric in metrics}
     decoded = {(name, q, r): of(picture) for name, of in extractors.items() for (q, r), picture in pictures.items()}
@@ -149,7 +149,7 @@ def extract_features(
 def with_set_metrics(
     means: Sequence[LevelResult], features: Sequence[Features], metrics: Sequence[SetMetric]
 ) -> list[LevelResult]:
-    """Add the values of metrics that judge all images together to the means.
+    """Add the values of metrics of all images together to the means.
 
     Args:
         means: Means over the images at each level and realism.
@@ -195,31 +195,31 @@ def print_table(means: Sequence[LevelResult], title: str, before: Sequence[Level
 
 
 JUDGES: Mapping[str, Tolerance] = {name: m.tolerance for name, m in METRICS.items() if m.tolerance is not None}
-"""Metrics of how pictures look. What is not in the loss judges what the loss has made of them.
+"""Metrics of how pictures look. Those that are not in the loss check the effect of the loss.
 
-PSNR and MS-SSIM are not among them: perception costs distortion, and everybody knows it. The same images are measured
-before and after, so that the bounds allow for the scatter of training from one validation to the next, not of images.
+PSNR and MS-SSIM are not among them, since perception is known to cost distortion. The same images are measured before
+and after, so that the bounds cover the variation between validations, not between images.
 """
 IMPROVED = 0.01
-"""Share by which a metric of the loss must have got better before anything is held against it."""
+"""Relative improvement of a metric of the loss above which the other metrics are compared."""
 
 
 def gaming(
     before: Sequence[LevelResult], after: Sequence[LevelResult], trained: Sequence[str] = ("lpips_alex",)
 ) -> list[str]:
-    """Find where the loss's own metrics got better while judges that are not in the loss got clearly worse.
+    """Find where metrics in the loss got better while metrics outside the loss got clearly worse.
 
     Args:
         before: Earlier means.
         after: Later means.
-        trained: Metrics that the loss holds.
+        trained: Metrics in the loss.
 
     Returns:
-        A line for each level, realism above 0 and judge; none where all is well.
+        A line for each level, realism above 0 and metric that got worse.
 
     Raises:
         ConfigError: If there is no metric of a name in ``trained``.
-        MissingExtraError: If the direction of a metric takes a package that is missing.
+        MissingExtraError: If the direction of a metric needs a package that is missing.
     """
 
     def gain(name: str, old: LevelResult, new: LevelResult) -> float:
@@ -252,22 +252,22 @@ def gaming(
 def print_changes(
     before: Sequence[LevelResult], after: Sequence[LevelResult], title: str, trained: Sequence[str]
 ) -> None:
-    """Print later means beside earlier ones, and a warning where they speak of :func:`gaming`.
+    """Print later means beside earlier ones, and a warning if :func:`gaming` finds anything.
 
     Args:
         before: Earlier means.
         after: Later means.
         title: Heading of the table.
-        trained: Metrics that the loss holds.
+        trained: Metrics in the loss.
     """
     print_table(after, title, before)
     lines = gaming(before, after, trained)
     if lines:
-        print("WARNING: what the loss measures got better, and judges that are not in the loss got worse:")
+        print("WARNING: metrics in the loss got better, and metrics outside the loss got worse:")
         print("\n".join(f"  {line}" for line in lines))
         print(
-            "The codec may be gaming its loss: making what the loss likes instead of better pictures. Look at the "
-            "grids, and try less weight for the perceptual term or an earlier checkpoint."
+            "The codec may be gaming its loss: a lower loss without better pictures. Look at the grids, and try less "
+            "weight for the perceptual term or an earlier checkpoint."
         )
 
 
@@ -302,7 +302,7 @@ def load_means(path: Path) -> list[LevelResult]:
     """Means of a file that :func:`save_json` has written.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If it is another file.
     """
     try:
         rows = json.loads(path.read_text())["mean"]
@@ -312,7 +312,7 @@ def load_means(path: Path) -> list[LevelResult]:
 
 
 def trained_on(path: Path) -> list[str]:
-    """Metrics in the loss of the run that has written a file of validation results; LPIPS where it does not say."""
+    """Metrics in the loss of the run that wrote a file of validation results; LPIPS if the file does not list them."""
     return list(json.loads(path.read_text()).get("trained_on", ["lpips_alex"]))
 
 
@@ -320,7 +320,7 @@ def newest_results(run: Path) -> Path:
     """File of the last validation of a run, given its folder.
 
     Raises:
-        ConfigError: If it has left none.
+        ConfigError: If there is none.
     """
     files = sorted((run / "results").glob("val-*.json"), key=lambda path: path.stat().st_mtime_ns)
     if not files:
@@ -361,10 +361,10 @@ def _label(text: str, width: int) -> Tensor:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the last validation of a run beside the first of it, or of the run that it began with.
+    """Print the last validation of a run beside its first, or beside the first of an earlier run.
 
     Args:
-        argv: Folder of the first run and, if it is another, of the last.
+        argv: Folder of the first run and, if it is another one, of the last run.
     """
     if len(argv) not in (1, 2):
         print("usage: python -m gic.training.evaluation FIRST_RUN [LAST_RUN]", file=sys.stderr)

@@ -56,25 +56,25 @@ class LitCodec(L.LightningModule):
     Args:
         codec: The model.
         objective: The loss of this stage.
-        optimizer: Optimiser, given the parameters that learn.
+        optimizer: Optimiser, called with the trainable parameters.
         schedule: Learning-rate schedule, per optimiser step.
-        trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is all of it.
-        learning_rates: Learning rates of modules that have one of their own, by dotted name, for example
-            ``{reverse: 1.0e-3}``; the schedule holds for them too.
+        trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is the whole codec.
+        learning_rates: Separate learning rates of modules, by dotted name, for example ``{reverse: 1.0e-3}``; the
+            schedule applies to them too.
         init_from: Checkpoint or weights file whose codec this stage starts from, ``shipped`` for the weights that come
             with the package; resuming a run is ``--ckpt_path`` instead.
         levels: Levels q at which validation measures; five over the codec's range if left out.
         realism: Values of r at which it measures.
-        metrics: What it measures, by the names of ``gic weights`` or the ``class_path`` of your own; better not only
-            what the objective holds, so that a codec that games its own loss is found out
+        metrics: What it measures, by the names of ``gic weights`` or the ``class_path`` of your own. Include metrics
+            outside the objective, to detect a codec that games its own loss
             (:func:`gic.training.evaluation.gaming`). FID and KID compare the patches of all images at each level and
             realism.
         autocast: ``auto`` runs the transforms in bfloat16 on GPUs that have it, ``bfloat16`` on any device; ``off``
             stays in float32.
-        compile: Compile the networks with ``torch.compile`` for training, where that works; a warning says so where
-            it does not. The first steps take minutes.
-        activation_checkpointing: Compute what is inside of the transforms' blocks a second time for the gradient
-            instead of keeping it: less memory, more time, the same gradient.
+        compile: Compile the networks with ``torch.compile`` for training, or warn where that does not work. The first
+            steps take minutes.
+        activation_checkpointing: Recompute the activations inside the transforms' blocks for the gradient instead of
+            keeping them: less memory, more time, the same gradient.
         grid_images: Number of validation images in the grid picture.
     """
 
@@ -143,7 +143,7 @@ class LitCodec(L.LightningModule):
         return self._objective[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy holds, and the running average is one: the parameters, not the trainer, optimiser or metrics."""
+        """Let copies, such as the running average, hold the parameters without trainer, optimiser and metrics."""
         without = dict.fromkeys(("_trainer", "make_optimizer", "_objective", "_metric_objects", "_adversarial_state"))
         return {**self.__dict__, **without, "_watch": LossWatch()}
 
@@ -151,7 +151,7 @@ class LitCodec(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
-        self.output_dir = run_folder(self.trainer)  # asked for here, by all ranks
+        self.output_dir = run_folder(self.trainer)  # called here on all ranks
         if stage == "fit" and self.init_from is not None:
             from gic.codec.weights import load_codec_state, shipped_weights
 
@@ -181,7 +181,7 @@ class LitCodec(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _groups(self) -> list[Any]:
-        """Parameters that learn, apart where they have a learning rate of their own; the longest name decides."""
+        """Groups of trainable parameters by learning rate; the longest matching name decides."""
         learning = {name: p for name, p in self.codec.named_parameters() if p.requires_grad}
         groups: list[Any] = []
         for prefix in sorted(self.learning_rates, key=len, reverse=True):
@@ -193,14 +193,14 @@ class LitCodec(L.LightningModule):
         return [{"params": rest}, *groups] if groups and rest else groups or rest
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
-        """Step the decoder, then its judge: steps of the run are the decoder's, as without one."""
+        """Step the decoder, then the discriminator; only the decoder's steps count as steps of the run."""
         super().optimizer_step(*arguments, **settings)
         if self.objective.adversarial is not None:
             group = self.trainer.optimizers[0].param_groups[0]
             self.objective.adversarial.step(group["lr"] / group["initial_lr"], self.trainer.gradient_clip_val)
 
     def on_fit_start(self) -> None:
-        """Have the loss's networks where the model is, and the discriminator as the checkpoint holds it."""
+        """Move the loss's networks to the model's device, and load the discriminator from the checkpoint."""
         self.objective.to(self.device)
         adversarial, saved = self.objective.adversarial, self._adversarial_state
         self._adversarial_state = None
@@ -218,7 +218,7 @@ class LitCodec(L.LightningModule):
                 torch.distributed.broadcast(tensor, 0)
 
     def on_train_start(self) -> None:
-        """Say how many crops make one step, and with which learning rate: both are the user's to choose."""
+        """Print the number of crops per step and the learning rate, which the user chooses."""
         for optimizer in self.trainer.optimizers:
             match_layout(optimizer)
         loader = self.trainer.train_dataloader
@@ -234,7 +234,7 @@ class LitCodec(L.LightningModule):
         )
 
     def _compile(self) -> None:
-        """Have the networks compiled at their first call, if that is possible on this machine."""
+        """Let the networks be compiled at their first call, if this machine can."""
         problem = compiler_problem(self.trainer.strategy.root_device)
         self.compiled = not problem
         if problem:
@@ -244,7 +244,7 @@ class LitCodec(L.LightningModule):
             network.compile()
 
     def _as_written(self) -> AbstractContextManager[Any]:
-        """No compiled networks: every validation image would need its own, for its size."""
+        """Run without compilation: each size of validation image would need its own."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _autocast(self) -> torch.autocast:
@@ -261,7 +261,7 @@ class LitCodec(L.LightningModule):
                 parts |= self.objective.adversarial.learn(*judged, accumulate=self.trainer.accumulate_grad_batches)
         loss = parts.pop("loss")
         self._watch.note(loss.detach(), parts, batch, (self.global_step, batch_idx))
-        if self.device.type == "cpu":  # where a look costs nothing
+        if self.device.type == "cpu":  # where the check costs nothing
             self._stop_if_not_finite()
         # Not for Lightning's progress bar, which reads its values after each step: ours takes them at intervals.
         self.log("train/loss", loss.detach(), batch_size=len(x))
@@ -271,13 +271,13 @@ class LitCodec(L.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Seed levels and noise from the batch's place among all, alike after a restart and for any number of ranks."""
+        """Seed levels and noise from the batch's global index: the same after a restart and for any number of ranks."""
         number = batch_idx * self.trainer.world_size + self.global_rank
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, number)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _stop_if_not_finite(self) -> None:
-        """End the run if the loss of a step since the last look was not finite; waits for the GPU."""
+        """End the run if a loss since the last check was not finite; waits for the GPU."""
         found = self._watch.look()
         if found is None:
             return
@@ -293,13 +293,13 @@ class LitCodec(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save no weights that a loss which was not finite has damaged; the discriminator lies beside the model."""
+        """Refuse to save weights after a loss that was not finite; add the discriminator to the checkpoint."""
         self._stop_if_not_finite()
         if self.objective.adversarial is not None:
             checkpoint["adversarial"] = self.objective.adversarial.to_save()
 
     def on_validation_start(self) -> None:
-        """Measure no such weights either."""
+        """Refuse to measure such weights too."""
         self._stop_if_not_finite()
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
@@ -335,7 +335,7 @@ class LitCodec(L.LightningModule):
             self.skipped = {}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember which step the weights are of, for the names of reports."""
+        """Remember the step of the weights, for the names of reports."""
         self.loaded_step = int(checkpoint.get("global_step", 0))
         self._adversarial_state = checkpoint.get("adversarial")
 
@@ -365,7 +365,7 @@ class LitCodec(L.LightningModule):
             self.grids.append((batch["key"], grid_picture(x, results, pictures)))
 
     def _gather(self, items: list[Any], order: Callable[[Any], Any] | None = None) -> list[Any]:
-        """Items of all ranks, in an order that does not depend on how they were shared out."""
+        """Items of all ranks, in an order that does not depend on their distribution."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             lists: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(lists, items)
@@ -373,7 +373,7 @@ class LitCodec(L.LightningModule):
         return sorted(items, key=order)
 
     def _judges(self) -> tuple[list[ImageMetric], list[SetMetric]]:
-        """The metrics, made at first use; those that cannot be had are named once."""
+        """The metrics, created at first use; those that are not available are printed once."""
         if self._metric_objects is None:
             images, sets, missing = make_metrics(self.metrics, None, str(self.device))
             self._metric_objects = images, sets
@@ -385,7 +385,7 @@ class LitCodec(L.LightningModule):
         """Gather, log, print and save what validation measured."""
         results = self._gather(self.results)
         failures = self._gather(self.failures)
-        features = self._gather(self.features, lambda image: image.key)  # on every rank, with images or without
+        features = self._gather(self.features, lambda image: image.key)  # on every rank, even without images
         if not results:
             detail = f"; the first of {len(failures)} failures: {failures[0]}" if failures else ""
             raise DataError(f"no image could be evaluated: check the data section of the config{detail}")
@@ -406,7 +406,7 @@ class LitCodec(L.LightningModule):
             name = f"q{mean.q:g}_r{mean.realism:g}"
             known = {f"val/{key}/{name}": value for key, value in mean.metrics.items() if value is not None}
             self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
-        # One number to choose checkpoints by: the rate-distortion loss, averaged over the levels at the lowest r.
+        # One number to compare checkpoints: the rate-distortion loss, averaged over the levels at the lowest r.
         lambda_0 = self.objective.lambda_0
         rd = [
             m.q * (m.bits_per_pixel + lambda_0 / m.q**2 * 10 ** (-m.metrics["psnr"] / 10))
@@ -446,12 +446,12 @@ class LitCodec(L.LightningModule):
                 show_picture(logger, "val/grid", to_image(picture), step)
 
     def on_fit_end(self) -> None:
-        """Show what this run changed, metrics that were not in its loss included."""
+        """Print what this run changed, including metrics outside its loss."""
         if self.trainer.is_global_zero and self.before and self.latest is not self.before:
             print_changes(self.before, self.latest, "first validation of this run -> last", self._trained_on())
 
     def _trained_on(self) -> list[str]:
-        """Names of the metrics that the loss holds."""
+        """Names of the metrics in the loss."""
         names = [getattr(term, "metric", None) for term in self.objective.terms.values()]
         return [name for name in names if isinstance(name, str)]
 
@@ -461,7 +461,7 @@ class LitCodec(L.LightningModule):
 
 
 def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> None:
-    """Hand a picture to a logger that takes any: TensorBoard's, W&B's and those like it, MLflow's."""
+    """Pass a picture to a logger that accepts pictures: TensorBoard, W&B and similar ones, MLflow."""
     if callable(take := getattr(logger, "log_image", None)):
         take(key=name, images=[picture], step=step)
         return
@@ -473,10 +473,10 @@ def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> Non
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Lay out an optimiser's state in memory as the parameters are.
+    """Give an optimiser's state the memory layout of the parameters.
 
-    A checkpoint of weights that lay otherwise brings state that does; fused optimisers walk through both side by side
-    without a look at the strides, and would silently take the state of one weight for another's.
+    A checkpoint of weights with another layout holds state with that layout. Fused optimisers ignore the strides and
+    would silently use the state of one weight for another.
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
@@ -488,9 +488,9 @@ def compiler_problem(device: torch.device) -> str:
     """Say why ``torch.compile`` does not work on a device, by trying; empty if it does."""
     if not hasattr(torch.compiler, "set_stance"):
         return f"it takes PyTorch 2.6, and this is {torch.__version__}"
-    number = time.time_ns() % 1_000_003  # never seen before, or files of an earlier compilation might do
+    number = time.time_ns() % 1_000_003  # a new constant, so that the cache of an earlier compilation is not used
     try:
         torch.compile(lambda x: x + number)(torch.ones(8, device=device))
-    except Exception as error:  # compilers, their drivers and their files have many ways to fail
+    except Exception as error:  # compilers and drivers raise many types
         return str(error).strip().splitlines()[0] or type(error).__name__
     return ""

@@ -2,7 +2,7 @@
 
     L = bits(q) / pixels + lambda(q) * MSE(x, x_hat) + sum of perceptual terms + adversarial term + w_rev * reverse loss
 
-What is trained in a stage, and with which terms, is configuration.
+The configuration of a stage sets what is trained, and with which terms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gic.quality.terms import PerceptualTerm
 def rate_distortion_lambda(q: Tensor, lambda_0: float) -> Tensor:
     """Weight of the distortion at level q, ``lambda_0 / q^2`` (DESIGN 5).
 
-    At high rate the distortion grows as q^2, so that this is the trade-off at which step q is the best one.
+    At high rate the distortion grows as q^2, so that with this weight step q is the optimum.
 
     Args:
         q: Quantisation step > 0.
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         lambda_0: lambda(q) at q = 1, see :func:`rate_distortion_lambda`; 0 leaves distortion out.
         rate_weight: Weight of the rate; 0 where the encoder is frozen.
         level_balance: Samples weigh ``(q / sqrt(q_min q_max)) ** level_balance``. A trained model's loss falls about
-            as 1 / q, so that 0 lets the finest levels dominate and 1 lets all levels count alike.
+            as 1 / q, so that with 0 the finest levels dominate and with 1 all levels count equally.
         reverse_weight: w_rev, weight of the reverse loss.
         reverse_loss: ``nll`` or ``mse``, see :meth:`gic.models.codec.Codec.reverse_loss`.
         realism: Values of r that the samples of a batch share, in turn from a random one on; the perceptual terms of a
@@ -81,10 +81,10 @@ class Objective(nn.Module):
         sampler: Sampler in training, the codec's default if left out.
         steps: Number of steps in training, the codec's default if left out.
         terms: Perceptual terms by name.
-        adversarial: The adversarial term, which learns along; it judges the samples with r > 0 and counts r-fold too.
+        adversarial: The adversarial term, trained together; it uses the samples with r > 0 and counts r-fold too.
 
     Raises:
-        ConfigError: If a value lies outside its range, or nothing would be left for the adversarial term to judge.
+        ConfigError: If a value lies outside its range, or there are no samples for the adversarial term.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Objective(nn.Module):
 
     @property
     def decodes(self) -> bool:
-        """Whether any part of the loss looks at the reconstruction."""
+        """Whether any part of the loss uses the reconstruction."""
         return self.lambda_0 > 0 or bool(self.terms)
 
     def forward(self, codec: Codec, x: Tensor, q: Tensor | None = None) -> dict[str, Tensor]:
@@ -150,7 +150,7 @@ class Objective(nn.Module):
             none). Then what the discriminator learns from; None without one, or without such samples.
         """
         q = codec.sample_levels(len(x), x.device) if q is None else q
-        # Numbers of Python in ascending order: which samples go together must not wait for a GPU.
+        # Python numbers in ascending order: grouping the samples must not wait for a GPU.
         first = int(torch.randint(len(self.realism), ()))
         r = sorted(self.realism[(first + i) % len(self.realism)] for i in range(len(x)))
         if self.decodes:
@@ -159,13 +159,13 @@ class Objective(nn.Module):
             out = self._without_decoding(codec, x, q)
         unjudged = r.count(0.0)  # the samples before have no perceptual term
         adversarial = self.adversarial if unjudged < len(x) else None
-        # With an adversarial term the gradient is followed by hand from the reconstruction on, to compare the terms.
+        # With an adversarial term the gradient is computed explicitly at the reconstruction, to compare the terms.
         x_hat = out.x_hat.detach().requires_grad_() if adversarial and out.x_hat.requires_grad else out.x_hat
         balance = (q / math.sqrt(codec.q_min * codec.q_max)) ** self.level_balance
         bits_per_pixel = out.bits / (x.shape[-2] * x.shape[-1])
         loss = self.rate_weight * balance * bits_per_pixel
         parts = {"bits_per_pixel": bits_per_pixel}
-        seen = torch.zeros_like(loss)  # what is seen of the reconstruction
+        seen = torch.zeros_like(loss)  # terms that depend on the reconstruction
         if self.lambda_0 > 0:
             mse = mean_squared_error(x_hat, x)
             seen = seen + balance * rate_distortion_lambda(q, self.lambda_0) * mse
@@ -193,7 +193,7 @@ class Objective(nn.Module):
                 weight = adversarial.share * adversarial.adapted(slopes[unjudged:], slope[unjudged:])
                 factor = torch.cat([weight.new_zeros(unjudged), share * weight])
                 slopes = slopes + factor[:, None, None, None] * slope
-                # Adds nothing to the value, and to the gradient all that the reconstruction is told.
+                # Adds zero to the value, and the whole gradient at the reconstruction to the gradient.
                 loss = loss + ((out.x_hat - x_hat.detach()) * slopes).flatten(1).sum(1)
             seen = torch.cat([seen[:unjudged], seen[unjudged:] + share * weight * own]).detach()
             parts |= {"adversarial": own, "adversarial_weight": weight}

@@ -1,8 +1,8 @@
-"""Stopping a run between two batches when its scheduler asks for it, so that it can go on later.
+"""Stopping a run between two batches when its scheduler requests it, so that it can be resumed later.
 
-A signal may arrive at any time, on some ranks and not on others, and in the worker processes of the data too. All that
-is safe inside of its handler is to note it. The ranks agree on what was noted at the end of a batch; then they save,
-and leave.
+A signal may arrive at any time, on some ranks and not on others, and in the worker processes of the data too. The
+handler only notes it, since nothing else is safe there. At the end of a batch the ranks agree on what was noted, save
+and exit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gic.errors import ConfigError, GicError
 from gic.training.checkpoint import Checkpoint
 
 REQUEUE_VARIABLE = "GIC_REQUEUE"
-"""Environment variable with the file that is made when a run was stopped by SIGUSR1 and wants to be started again."""
+"""Environment variable with the file that is created when a run was stopped by SIGUSR1 and is to be started again."""
 
-_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # where there are several, the later counts
+_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # if several arrive, the later in this list counts
 
 
 class PreemptedError(GicError):
-    """The run was stopped by a signal and saved; the text says how to go on."""
+    """The run was stopped by a signal and saved; the text says how to resume."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -38,13 +38,13 @@ class PreemptedError(GicError):
 class Preemption(CheckpointCallback):
     """Saves and stops the run at the end of a batch after SIGUSR1 or SIGTERM, on all ranks at the same step.
 
-    SIGUSR1 announces the end of the time that the scheduler has given, SIGTERM that somebody ends the run. In both
-    cases the command ends with exit code 75. After SIGUSR1 it also makes the file that the environment variable
-    ``GIC_REQUEUE`` names, if it is set, for the script around it to start the run again; see ``slurm/fit.sbatch``.
+    SIGUSR1 means that the time limit of the scheduler is near, SIGTERM that the run is ended by hand. In both cases the
+    command ends with exit code 75. After SIGUSR1 it also creates the file that the environment variable ``GIC_REQUEUE``
+    names, if it is set, so that the job script starts the run again; see ``slurm/fit.sbatch``.
 
-    With several ranks the signals that they have noted are compared every few seconds, by one all-reduce of two
-    numbers, which also settles after how many steps to do so again, at most 100. A validation is not interrupted:
-    announce the end earlier than a validation takes.
+    Several ranks compare their noted signals every few seconds, by one all-reduce of two numbers, which also decides
+    after how many steps to compare again, at most 100. A validation is not interrupted: send the signal earlier than a
+    validation takes.
 
     Args:
         every_seconds: About how long several ranks train between two comparisons; 0 compares after every step.
@@ -53,7 +53,7 @@ class Preemption(CheckpointCallback):
         ConfigError: If ``every_seconds`` is negative, or no ``Checkpoint`` callback is there to save.
     """
 
-    # Lightning calls callbacks of this kind last: when the running average of the weights has had its update.
+    # Lightning calls checkpoint callbacks last: after the update of the running average of the weights.
 
     def __init__(self, every_seconds: float = 5.0) -> None:
         if every_seconds < 0:
@@ -65,21 +65,21 @@ class Preemption(CheckpointCallback):
         self._next = 0  # step of the next comparison
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check that there is a way to save, and turn Lightning's own answer to the signals of SLURM off."""
+        """Check that there is a ``Checkpoint`` callback, and disable Lightning's own handler of SLURM's signals."""
         if stage != "fit":
             return
         self._saver(trainer)
         self._noted = 0
         environment = trainer._accelerator_connector.cluster_environment  # strategies of one device have none
         if isinstance(environment, SLURMEnvironment):
-            environment.auto_requeue = False  # it saves inside of the handler, where a collective may be under way
+            environment.auto_requeue = False  # it saves inside the handler, possibly during a collective operation
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over: a validation before the first step may be a long one."""
+        """Install the handlers: a validation before the first step may be long."""
         self._take_over()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals over from Lightning, which puts back what it found when the run ends."""
+        """Install the handlers again after Lightning's; it restores the earlier ones when the run ends."""
         self._step, self._compared, self._next = trainer.global_step, (trainer.global_step, time.monotonic()), 0
         self._take_over()
 
@@ -95,11 +95,11 @@ class Preemption(CheckpointCallback):
         """Save and stop if any rank has had a signal.
 
         Raises:
-            PreemptedError: On rank 0, when that is done; the others end without a word.
+            PreemptedError: On rank 0, after saving; the other ranks exit silently.
         """
         step = trainer.global_step
         if step == self._step:
-            return  # gradients are still being gathered, and are not part of a checkpoint
+            return  # gradients are still accumulating, and a checkpoint does not hold them
         self._step = step
         noted = self._noted if trainer.world_size == 1 else self._compare(trainer, step)
         if not noted or 0 < trainer.max_steps <= step:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number; where nobody watches, lines for the log.
+    """Lightning's rich progress bar without the version number; without a terminal, lines for the log.
 
-    When the output goes to a file, ``log_every_n_steps`` decides how often a line tells step, speed and loss.
+    When the output goes to a file, a line with step, speed and loss is written every ``log_every_n_steps``.
     """
 
     _last_line = 0
@@ -34,7 +34,7 @@ class ProgressBar(RichProgressBar):
         self._last_line = step
         metrics = trainer.logged_metrics  # waits for the GPU
         parts = {name.removeprefix("train/"): float(metrics[name]) for name in metrics if "train/" in name}
-        # A perceptual term that no sample of the batch has is not a number.
+        # A perceptual term without samples in the batch is NaN.
         values = [f"{name} {value:.4g}" for name, value in parts.items() if name == "loss" or not math.isnan(value)]
         total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
         budget = time_budget(trainer)
@@ -44,7 +44,7 @@ class ProgressBar(RichProgressBar):
 
     @property
     def sanity_check_description(self) -> str:
-        """What stands beside the bar of a validation before the first step."""
+        """Label of the bar of a validation before the first step."""
         return "Validation before the first step"
 
     @staticmethod
@@ -53,7 +53,7 @@ class ProgressBar(RichProgressBar):
         return trainer.global_step % max(1, every) == 0
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Metrics beside the bar, as they were at the last logging interval: to read them waits for the GPU."""
+        """Metrics beside the bar, as of the last logging interval, since reading them waits for the GPU."""
         if self._beside is None or not trainer.training or self._is_due(trainer):
             logged = trainer.logged_metrics if trainer.training else {}
             self._beside = dict(super().get_metrics(trainer, pl_module))

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole, found again, and passed over when they are damaged."""
+"""Checkpoint files: written whole, found again, and skipped when they are damaged."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class CheckpointError(GicError, OSError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints beside their place and then moves them there, so that no reader sees part of one.
+    """Writes checkpoints under a temporary name and then renames them, so that a reader never gets a partial one.
 
-    Whatever it reads can hold tensors and plain values alone: no object of a file is made, and no code of it is run.
+    It reads tensors and plain values only: no other objects of a file are created, and no code of it is run.
 
-    Lightning's own writer makes the file in the machine's temporary folder and copies it from there to other disks: a
-    process that ends meanwhile leaves part of a file under the final name.
+    Lightning's own writer creates the file in the machine's temporary folder and copies it from there to other disks: a
+    process that ends meanwhile leaves a partial file under the final name.
 
-    A file that cannot be written is no reason to end a run, or to leave the other processes waiting at Lightning's
-    barrier: the problem is kept for whoever asked for the checkpoint.
+    A failed write does not end the run, and does not leave the other processes waiting at Lightning's barrier: the
+    problem is kept for the caller.
 
     Attributes:
         problem: Why the last file could not be written; empty if it was.
@@ -44,20 +44,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     read: Path | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint, or note the problem; what lay at ``path`` before is whole in either case."""
+        """Write a checkpoint, or note the problem and keep the earlier file at ``path``."""
         self.problem = ""
         try:
             with replacing(path) as temporary, temporary.open("wb") as file:
                 torch.save(checkpoint, file)
         except OSError as error:
             self.problem = error.strerror or str(error)
-        except RuntimeError as error:  # torch's writer, on its way out after the file's own error
+        except RuntimeError as error:  # torch's writer, after the file's own error
             if not isinstance(error.__context__, OSError):
                 raise
             self.problem = error.__context__.strerror or str(error.__context__)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **settings: Any) -> dict[str, Any]:
-        """Read a checkpoint on the CPU, as tensors and plain values whatever the settings say.
+        """Read a checkpoint on the CPU, as tensors and plain values, regardless of the settings.
 
         Raises:
             ConfigError: If it cannot be read, or holds anything else.
@@ -67,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_plain_values_only(trainer: Trainer) -> None:
-    """Have checkpoints read and written by :class:`AtomicCheckpointIO`, unless the trainer has a way of its own."""
+    """Let :class:`AtomicCheckpointIO` read and write checkpoints, unless the trainer has another plugin."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
@@ -75,7 +75,7 @@ def read_plain_values_only(trainer: Trainer) -> None:
 def newest_first(folder: Path) -> list[Path]:
     """Checkpoints in a folder by the time they were written, without links such as ``last.ckpt``.
 
-    Not by step: a run that was taken up again at an earlier step has left later ones behind.
+    The step is not used: a run resumed at an earlier step leaves later ones behind.
     """
     files = [path for path in folder.glob("*.ckpt") if path.is_file() and not path.is_symlink()]
     return sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
@@ -84,7 +84,7 @@ def newest_first(folder: Path) -> list[Path]:
 def damage(path: Path) -> str:
     """Say what is wrong with a checkpoint file, by its checksums; empty if nothing is.
 
-    PyTorch itself finds a file that was cut short, but loads one with changed bytes.
+    PyTorch itself detects a truncated file, but loads one with changed bytes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -95,7 +95,7 @@ def damage(path: Path) -> str:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Find the newest checkpoint that is not damaged; warns of newer ones that are.
+    """Find the newest checkpoint that is not damaged; warn of damaged newer ones.
 
     Returns:
         The checkpoint; None if the folder holds none at all.
@@ -134,7 +134,7 @@ def newest_at(url: str) -> Path | None:
 
 
 def named_checkpoint(name: str | Path) -> Path:
-    """Turn what the user gave as checkpoint into an undamaged file.
+    """Resolve the user's ``--ckpt_path`` to an undamaged file.
 
     Args:
         name: A file; or a folder of checkpoints, or of a run, for the newest whole one in it; or the URL of either.

@@ -1,7 +1,7 @@
 """Where a run puts its files.
 
-A run's folder is its own, whatever the logger: TensorBoard and CSV make one for each run, and with any other, or none,
-it is the next free ``version_N`` under ``default_root_dir``.
+Each run has its own folder: TensorBoard and CSV loggers create one for each run; with any other logger, or none, it is
+the next free ``version_N`` under ``default_root_dir``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FOLDERS: WeakKeyDictionary[L.Trainer, Path] = WeakKeyDictionary()
 
 
 def logger_folder(trainer: L.Trainer) -> Path | None:
-    """Folder that a logger has made for this run alone; None with loggers that make none."""
+    """Folder that a logger has created for this run; None with loggers that create none."""
     for logger in trainer.loggers:
         if isinstance(logger, (TensorBoardLogger, CSVLogger)):
             return Path(logger.log_dir)
@@ -26,7 +26,7 @@ def logger_folder(trainer: L.Trainer) -> Path | None:
 
 
 def run_folder(trainer: L.Trainer) -> Path:
-    """Folder of the trainer's run, the same whenever it is asked for; to be asked for on all ranks the first time."""
+    """Folder of the trainer's run, the same at every call; the first call must be on all ranks."""
     if trainer not in _FOLDERS:
         folder: Any = logger_folder(trainer)
         if folder is None and trainer.is_global_zero:
@@ -36,7 +36,7 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def _next_version(root: Path) -> Path:
-    """Make the next folder ``version_N``, which no other run can have made at the same time."""
+    """Create the next folder ``version_N``, safe against other runs at the same time."""
     numbers = [path.name.removeprefix("version_") for path in root.glob("version_*")]
     number = max((int(text) + 1 for text in numbers if text.isdecimal()), default=0)
     while True:
@@ -55,7 +55,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*arguments, **{**options, "save_to_log_dir": False, "overwrite": True})
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Settle the run's folder with all ranks; the first of them writes, a training run when it may begin."""
+        """Agree on the run's folder on all ranks; rank 0 writes, for a training run later, when it begins."""
         run_folder(trainer)
         if stage != "fit":
             super().setup(trainer, pl_module, stage)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class WarmupCosine:
     """Learning-rate schedule: linear warm-up, then a half cosine down to a floor over the whole run.
 
-    The length of a run that goes by the clock (``trainer.max_time``) is its time, and the cosine follows the share of
-    it that is used; the warm-up has its steps in either case.
+    With a time limit (``trainer.max_time``) the cosine follows the used share of the time; the warm-up counts steps in
+    both cases.
 
     Args:
         warmup_steps: Optimiser steps of the warm-up.
@@ -36,8 +36,8 @@ class WarmupCosine:
         Args:
             step: Optimiser steps done.
             run_steps: Steps of the whole run.
-            time_used: Share of its time that a run by the clock has used, in [0, 1]. The run ends by steps or by the
-                clock, whichever comes first, and so does the cosine.
+            time_used: Used share of the time limit, in [0, 1]. The run ends by steps or by time, whichever comes
+                first, and so does the cosine.
 
         >>> [round(WarmupCosine(2, 0.0).factor(step, 6), 3) for step in range(7)]
         [0.5, 1.0, 1.0, 0.854, 0.5, 0.146, 0.0]

@@ -1,7 +1,7 @@
 """Checkpoints at URLs of fsspec (``s3://``, ``gs://``, ``hf://``, ...): copied there, and fetched from there.
 
 A run writes to its folder on disk, whole or not at all; a copy of each checkpoint goes to the URL, and a run on another
-machine goes on from it. Packages for the kind of URL (s3fs, gcsfs, huggingface_hub, ...) are the user's to install.
+machine resumes from it. The user installs the package for the kind of URL (s3fs, gcsfs, huggingface_hub, ...).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gic.errors import ConfigError
 
 @contextmanager
 def _said_plainly(url: str) -> Iterator[None]:
-    """Turn what a file system raises into one line."""
+    """Turn the errors of a file system into one line."""
     try:
         yield
     except ImportError as error:
@@ -40,7 +40,7 @@ def copy_to(url: str, file: Path, obsolete: Sequence[str] = ()) -> None:
     Args:
         url: Folder.
         file: The file.
-        obsolete: Names of the files to remove; those that are not there are passed over.
+        obsolete: Names of the files to remove; missing ones are ignored.
 
     Raises:
         ConfigError: If that is not possible.
@@ -55,7 +55,7 @@ def copy_to(url: str, file: Path, obsolete: Sequence[str] = ()) -> None:
 
 
 def checkpoints_at(url: str) -> list[str]:
-    """URLs of the checkpoints in a folder at a URL, or of the one that it is, by step, the newest first.
+    """URLs of the checkpoints in a folder at a URL, or the URL of one checkpoint, by step, the newest first.
 
     Raises:
         ConfigError: If it cannot be reached.
@@ -73,7 +73,7 @@ def fetched(url: str) -> Path:
     """A file at a URL, copied to this machine's temporary folder.
 
     Raises:
-        ConfigError: If it cannot be had.
+        ConfigError: If it is not available.
     """
     folder = Path(tempfile.gettempdir()) / f"gic-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)

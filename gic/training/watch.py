@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LossWatch:
-    """Remembers the first batch whose loss was not finite, on the device itself: noting a step waits for nothing."""
+    """Remembers the first batch whose loss was not finite, on the device: noting a step does not synchronise."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[list[str], tuple[int, int]]] = []  # since the last look: keys, step and batch
@@ -35,7 +35,7 @@ class LossWatch:
         """
         images, numbers = batch["image"], torch.stack([part.float() for part in parts.values()])
         if self._images is not None and self._images.shape != images.shape:
-            self._found = self.look()  # batches of another size are rare enough to wait for
+            self._found = self.look()  # batches of another size are rare, so synchronising is cheap
         place, bad = len(self._steps), ~torch.isfinite(loss)
         self._steps.append((list(batch.get("key", [])), where))
         self._names = list(parts)

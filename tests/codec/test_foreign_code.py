@@ -248,7 +248,7 @@ def test_a_trusted_package_is_no_leave_for_anything_else(changes, said, trap):
 
 def test_trust_is_given_to_packages_by_their_first_name():
     for name in ("own_networks.OwnCodec", "", "./own"):
-        with pytest.raises(ConfigError, match="first name"):
+        with pytest.raises(ConfigError, match="top-level package"):
             build_codec(OWN, trust=[name])
 
 

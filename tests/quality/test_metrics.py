@@ -324,7 +324,7 @@ def test_the_discrepancy_is_unbiased():
 
 def test_a_network_cut_off_above_768_is_refused_for_2048(weights):
     path = str(weights / "inception_fid_768.pth")
-    with pytest.raises(ConfigError, match="up to the 768 features only"):
+    with pytest.raises(ConfigError, match="weights up to the 768 features"):
         make_metric("fid", {"fid": path})
 
 
