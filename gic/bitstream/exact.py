@@ -32,11 +32,11 @@ INPUT_MAX = 2**15
 """Inputs are integers, clamped to +-INPUT_MAX; outputs likewise to +-OUTPUT_MAX."""
 OUTPUT_MAX = 2**24
 WEIGHT_BITS = 20
-"""Most bits of a weight. The largest weight of a channel has at least WEIGHT_BITS_MIN bits, unless it is far
-below any effect."""
+"""Most bits of a weight. The largest weight of a channel has at least WEIGHT_BITS_MIN bits, unless it is too
+small to change an output."""
 WEIGHT_BITS_MIN = 10
 SHIFT_BITS = 40
-"""Sums are no finer than 2^-SHIFT_BITS units of the output: weights far below any effect become 0."""
+"""Sums are no finer than 2^-SHIFT_BITS units of the output: weights too small to change an output become 0."""
 EXACT_SUM = 2**53
 """Integers up to here are float64 numbers."""
 
