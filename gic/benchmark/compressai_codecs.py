@@ -68,7 +68,7 @@ class CompressAIZoo(Baseline):
         except MissingExtraError as error:
             self._missing = str(error)
             if sys.version_info >= (3, 13):
-                self._missing = f"CompressAI needs numpy below 2, which Python 3.13 does not have: {error}"
+                self._missing = f"CompressAI needs numpy below 2, which has no packages for Python 3.13: {error}"
             urls: Mapping[int, str] = dict.fromkeys(range(1, 9), "")
         else:
             if model not in zoo.model_urls:

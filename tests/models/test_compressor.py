@@ -241,7 +241,7 @@ def test_a_network_says_its_stride_a_whole_number_from_one_on(stride: object) ->
 
     assert compressor(8, 1).multiple == 8 and compressor(1, 4).multiple == 4 and compressor(1, 1).multiple == 1
     for strides in ((stride, 1), (1, stride)):
-        with pytest.raises(ConfigError, match="Identity does not say its stride"):
+        with pytest.raises(ConfigError, match="Identity has no stride"):
             _ = compressor(*strides).multiple
 
 

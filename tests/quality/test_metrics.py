@@ -473,7 +473,7 @@ def test_a_metric_of_ones_own_says_what_it_is_before_anything_is_measured():
         def measure(self, x_hat, x):
             return 0.0
 
-    with pytest.raises(ConfigError, match="Silent does not say what it is"):
+    with pytest.raises(ConfigError, match="Silent has no description"):
         make_metric(Silent())
     with pytest.raises(ConfigError, match=r"\{class_path: mine\.Metric\}"):
         make_metrics(["psnr", "mine.Metric"])
