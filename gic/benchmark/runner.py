@@ -46,7 +46,7 @@ PACKAGES = ("torch", "numpy", "pillow", "compressai", "torchmetrics", "lpips", "
 
 
 class ProcessGroup(Protocol):
-    """The processes of a run; :class:`SingleProcess` or Lightning's Fabric behind :mod:`gic.benchmark.cli`."""
+    """The processes of a run; :class:`SingleProcess` or Lightning's Fabric behind :mod:`gic.benchmark.benchmark`."""
 
     rank: int
     size: int

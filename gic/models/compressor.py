@@ -127,7 +127,9 @@ class Compressor(nn.Module):
             self.detail = nn.Parameter(expected.log())
         if self.lapped is not None:
             if self.downsampling != 16:
-                raise ConfigError(f"the lapped transform has a stride of 16, g_a one of {self.downsampling}")
+                raise ConfigError(
+                    f"the lapped transform has a stride of 16, g_a {self.downsampling}: set lapped to false"
+                )
             for network in (g_a, g_s):
                 if callable(begin := getattr(network, "begin_silent", None)):
                     begin()

@@ -7,6 +7,8 @@ machine resumes from it. The user installs the package for the kind of URL (s3fs
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gic.errors import ConfigError
+from gic.files import replacing
 
 
 @contextmanager
@@ -65,8 +68,15 @@ def checkpoints_at(url: str) -> list[str]:
         if file_system.isfile(root):
             return [url]
         names = [str(path) for path in file_system.find(root)] if file_system.exists(root) else []
-        found = sorted((name for name in names if name.endswith(".ckpt")), key=lambda n: n.rsplit("/", 1)[-1])
-        return [str(file_system.unstrip_protocol(name)) for name in reversed(found)]
+        found = sorted((name for name in names if name.endswith(".ckpt")), key=_step, reverse=True)
+        return [str(file_system.unstrip_protocol(name)) for name in found]
+
+
+def _step(name: str) -> tuple[int, str]:
+    """Step of a checkpoint, as its name has it; those that have none come first."""
+    last = name.rsplit("/", 1)[-1]
+    digits = re.search(r"(\d+)\.ckpt$", last)
+    return int(digits[1]) if digits else -1, last
 
 
 def fetched(url: str) -> Path:
@@ -75,16 +85,14 @@ def fetched(url: str) -> Path:
     Raises:
         ConfigError: If it is not available.
     """
-    folder = Path(tempfile.gettempdir()) / f"gic-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / url.rsplit("/", 1)[-1]
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        part = Path(file.name)
-    try:
-        with _said_plainly(url):
-            file_system, root = _file_system(url)
+    # The same place for all ranks, which compare where they start from; each writes a file of its own there.
+    place = Path(tempfile.gettempdir()) / f"gic-{os.getuid()}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    path = place / url.rsplit("/", 1)[-1]
+    with _said_plainly(url):
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if place.stat().st_uid != os.getuid():
+            raise PermissionError(f"{place} belongs to another user")
+        file_system, root = _file_system(url)
+        with replacing(path) as part:
             file_system.get_file(root, str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path

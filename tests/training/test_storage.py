@@ -69,12 +69,28 @@ def test_the_newest_that_is_whole_is_taken(bucket, pictures, tmp_path, monkeypat
         newest_at(URL)
 
 
+def test_the_newest_is_that_of_the_largest_step_however_many_digits_it_has(bucket) -> None:
+    for name in ("step-999999.ckpt", "step-1000000.ckpt", "step-000100.ckpt", "last.ckpt", "notes.txt"):
+        bucket.pipe(f"/bucket/run/{name}", b"a")
+    names_found = [url.rsplit("/", 1)[-1] for url in checkpoints_at(URL)]
+    assert names_found == ["step-1000000.ckpt", "step-999999.ckpt", "step-000100.ckpt", "last.ckpt"]
+
+
 def test_where_there_is_none(bucket) -> None:
     assert newest_at(URL) is None and checkpoints_at(URL) == []
     with pytest.raises(ConfigError, match="there is no checkpoint"):
         named_checkpoint(URL)
     with pytest.raises(ConfigError, match="cannot be reached"):
         fetched(f"{URL}/step-000001.ckpt")
+
+
+def test_a_fetched_file_has_one_place_for_all_ranks_and_the_last_content(bucket) -> None:
+    bucket.pipe("/bucket/run/step-000001.ckpt", b"first")
+    first = fetched(f"{URL}/step-000001.ckpt")
+    assert first.read_bytes() == b"first"
+    bucket.pipe("/bucket/run/step-000001.ckpt", b"second")
+    assert fetched(f"{URL}/step-000001.ckpt") == first and first.read_bytes() == b"second"
+    assert [path.name for path in first.parent.iterdir()] == ["step-000001.ckpt"]
 
 
 @pytest.mark.parametrize(("url", "said"), [("nowhere://bucket", "nowhere"), ("s3://bucket/run", "s3fs")])
