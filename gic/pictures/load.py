@@ -8,14 +8,18 @@ profile or 16 bit are handled once, in one way, and never silently: what was cha
 from __future__ import annotations
 
 import io
-import threading
+import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from gic.errors import ImageError
+from gic.pictures import boxes, png
+from gic.pictures.colour import is_rgb_profile, space_of, to_srgb
 
 # Formats that may be opened. EPS is left out on purpose (Pillow runs Ghostscript on it); HEIF and JXL
 # work once their Pillow plugins are registered.
@@ -24,6 +28,8 @@ _FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL", "GIF", "BMP", "
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _PHOTOMETRIC = 262  # TIFF tag; 0 is "white is zero"
+_EXTRA_SAMPLES = 338  # TIFF tag; says what a fourth channel is
+_SAMPLE_FORMAT = 339  # TIFF tag; 1 is "unsigned integer"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,10 +40,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-_PROFILE_SPACE = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab"}
-
-_open_lock = threading.Lock()
 
 
 class LoadedImage(NamedTuple):
@@ -68,10 +70,16 @@ def load_rgb(
 ) -> LoadedImage:
     """Read a picture of any size and mode as 8 bit sRGB.
 
-    Orientation flags are applied; embedded ICC profiles are converted to sRGB (relative colorimetric, black
-    point compensated; nothing is done if the profile already is sRGB); 16 bit are scaled to 8; grey,
-    1 bit, palette, CMYK, YCbCr and CIELAB become RGB; transparency is blended onto white; of several frames
-    the first is taken.
+    Orientation flags are applied; colour is converted to sRGB (relative colorimetric, black point compensated) from
+    an ICC profile, or from what cICP, gAMA and cHRM of a PNG or nclx of an AVIF or HEIF state, HDR by the tone map of
+    :mod:`gic.pictures.colour`; grey, 1 bit, palette, CMYK, YCbCr and CIELAB become RGB; transparency is blended onto
+    white; of several frames the first is taken.
+
+    Integers of up to 16 bit are scaled to 8 by the bits that are stored, whatever the values are. Integers of 32 bit
+    and signed ones are refused, since nothing says which of their values is white.
+
+    A file that is damaged beside its pixels is read: chunks of a PNG with wrong checksums or too much text are left
+    out, and the end of a JPEG or PNG may be missing after the last pixel.
 
     Args:
         source: A path, the bytes of a file, an open binary file, or a Pillow image.
@@ -84,7 +92,7 @@ def load_rgb(
 
     Raises:
         ImageError: If there is no such file, if it is not an image or is damaged, if it holds more than
-            ``max_pixels``, or if its values have no fixed range (floating point, 32 bit integers).
+            ``max_pixels``, or if its values have no fixed range (floating point, 32 bit or signed integers).
 
     Example:
         >>> load_rgb(Image.new("L", (4, 2), 255)).notes
@@ -93,23 +101,27 @@ def load_rgb(
     label = name or _label(source)
     try:
         if isinstance(source, Image.Image):
-            return _normalise(source, label, max_pixels, keep_profile)
-        if isinstance(source, bytes):
-            return _normalise(_open(io.BytesIO(source)), label, max_pixels, keep_profile)
+            return _normalise(source, label, max_pixels, keep_profile, [])
         if isinstance(source, (str, Path)):
             with Path(source).open("rb") as file:
-                return _normalise(_open(file), label, max_pixels, keep_profile)
-        return _normalise(_open(source), label, max_pixels, keep_profile)
+                return _read(file, label, max_pixels, keep_profile)
+        return _read(io.BytesIO(source) if isinstance(source, bytes) else source, label, max_pixels, keep_profile)
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {label}") from error
     except (IsADirectoryError, PermissionError) as error:
         raise ImageError(f"cannot read {label}: {error.strerror}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{label} is not an image, or of a format that Pillow cannot read") from error
+    except Image.DecompressionBombError as error:  # of formats where Pillow looks at its own limit while decoding
+        raise ImageError(f"{label} is too large for Pillow: {error}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise ImageError(f"{label} is damaged or cut short: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{label} is damaged or cut short: {reason}") from error
+
+
+def _read(file: BinaryIO, label: str, max_pixels: int, keep_profile: bool) -> LoadedImage:
+    notes: list[str] = []
+    return _normalise(_open(file, label, notes), label, max_pixels, keep_profile, notes)
 
 
 def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
@@ -122,58 +134,178 @@ def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
     return name if isinstance(name, str) and name else "the image"
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    """Open an image without decoding it and without Pillow's own limit of pixels."""
+def _open(file: BinaryIO, label: str, notes: list[str]) -> Image.Image:
+    """Open an image without decoding it.
+
+    This is ``Image.open`` without Pillow's own limit of pixels: :func:`load_rgb` has another, which the caller can
+    set. Pillow's is a global variable, which other threads may be relying on.
+    """
+    try:
+        file.seek(0)
+    except (AttributeError, io.UnsupportedOperation):
+        file = io.BytesIO(file.read())
+    prefix = file.read(16)
+    info: dict[str, Any] = {}
+    if prefix.startswith(png.SIGNATURE):
+        file.seek(0)
+        repaired = png.repair(file.read())
+        file = io.BytesIO(repaired.data)
+        notes += repaired.notes
+        info["cicp"] = repaired.cicp
+        if repaired.profile:
+            info["icc_profile"] = repaired.profile
     Image.init()
-    formats = sorted(_FORMATS & Image.OPEN.keys())
-    with _open_lock:
-        limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None  # load_rgb has its own limit, which the caller can set
-        try:
-            return Image.open(file, formats=formats)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    reasons = []
+    for name in sorted(_FORMATS & Image.OPEN.keys()):
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(prefix)
+        if isinstance(accepted, str):
+            reasons.append(accepted)
+        elif accepted:
+            file.seek(0)
+            try:
+                image: Image.Image = factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                reasons.append(str(error))
+            else:
+                image.info.update(info)
+                return image
+    if reasons:
+        raise ImageError(f"{label} cannot be read: {'; '.join(dict.fromkeys(reasons))}")
+    raise ImageError(f"{label} is not an image, or of a format that gic does not read")
 
 
-def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bool) -> LoadedImage:
+def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bool, notes: list[str]) -> LoadedImage:
     """Decode an opened image and bring it to 8 bit sRGB; the body of :func:`load_rgb`."""
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(f"{label} declares {width} x {height} pixels; the limit is {max_pixels} pixels")
     if width * height == 0:
         raise ImageError(f"{label} has no pixels ({width} x {height})")
-    notes = []
     file_format = image.format
     frames = 1 if file_format == "MPO" else getattr(image, "n_frames", 1)  # MPO: previews and gain maps
     if frames > 1:
         notes.append(f"first of {frames} frames taken")
     reduced = any(";16" in str(tile) for tile in getattr(image, "tile", []))  # Pillow itself drops to 8 bit
-    profile = image.info.get("icc_profile")
+    stated: dict[Any, Any] = {**image.info, **_stated_codes(image)}
+    if _has_ignored_alpha(image):
+        notes.append("alpha of a 16 bit BMP ignored")
 
-    exif = _upright_exif(image)
-    turn = _orientation(image)
-    image.load()
-    remaining = _orientation(image)  # TIFF is turned by loading it; PNG may state it after its pixels
-    if remaining in _TURNS:
-        image = image.transpose(_TURNS[remaining])
-    if turn in _TURNS or remaining in _TURNS:
+    if file_format == "TIFF":  # which loading turns
+        exif, turn = _upright_exif(image), _orientation(image)
+        image = _load(image, notes)
+    else:  # a PNG may state it after its pixels
+        image = _load(image, notes)
+        exif, turn = _upright_exif(image), _orientation(image)
+    tags = getattr(image, "tag_v2", {})
+    top = _highest_value(image, tags, label)
+    # In a BMP, and in a TIFF that does not say what its fourth channel is, programs leave alpha 0 and mean opaque.
+    doubtful = file_format == "BMP" or (file_format == "TIFF" and _EXTRA_SAMPLES not in tags)
+    inverted = tags.get(_PHOTOMETRIC) == 0  # Pillow inverts "white is zero" for 8 bit only
+    if turn in _TURNS:
         notes.append("EXIF orientation applied")
+        image = image if file_format == "TIFF" else image.transpose(_TURNS[turn])
 
-    image, alpha = _split_alpha(image, notes)
-    if image.mode == "F":
-        raise ImageError(f"{label} holds floating point values, whose range is unknown: save it with 8 bit")
+    image, alpha = _split_alpha(image, doubtful, notes)
     if image.mode.startswith("I"):
-        image = _reduce_to_8_bit(image, label)
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(np.rint((top - values if inverted else values) * (255 / top)).astype(np.uint8))
         reduced = True
     if reduced:
         notes.append("16 bit reduced to 8")
-    icc = profile if keep_profile and profile and _is_rgb_profile(profile) and image.mode == "RGB" else b""
-    if not icc:
-        image = _to_srgb(image, profile, notes)
+    space = space_of(stated, image.mode in ("1", "L"), notes)
+    icc = b""
+    if keep_profile and image.mode == "RGB" and not space.hdr and is_rgb_profile(space.profile):
+        icc = space.profile
+    else:
+        image = to_srgb(image, space, notes)
 
     clean = Image.new("RGB", image.size, "white")  # a new image carries no metadata along
     clean.paste(image, mask=alpha)
     return LoadedImage(clean, tuple(notes), file_format, exif, icc)
+
+
+def _stated_codes(image: Image.Image) -> dict[str, tuple[int, ...]]:
+    """What the file of an image that is not loaded states of its colour and Pillow does not tell."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("PNG", "AVIF", "HEIF") or "cicp" in image.info or file is None or file.closed:
+        return {}
+    data = _whole(file)
+    if image.format != "PNG":
+        return {"nclx": boxes.stated_colour(data)}
+    try:
+        return {"cicp": png.repair(data).cicp}
+    except ValueError:  # Pillow has opened it all the same
+        return {}
+
+
+def _whole(file: BinaryIO, size: int = -1) -> bytes:
+    """The bytes of a file, or the first of them; the file stays where it is."""
+    at = file.tell()
+    file.seek(0)
+    data = file.read(size)
+    file.seek(at)
+    return data
+
+
+def _load(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Decode an image; what Pillow gets wrong about a transparent colour, or refuses for its last bytes, is mended."""
+    tiles, file = getattr(image, "tile", None), getattr(image, "fp", None)
+    key: Any = image.info.get("transparency")
+    raw = str(tiles[0][3]) if tiles and image.format == "PNG" and key is not None else ""
+    low = _low_bytes(file) if raw == "RGB;16B" and file is not None else None
+    try:
+        image.load()
+    except OSError as error:
+        if image.format not in ("JPEG", "MPO") or file is None or file.closed:
+            raise
+        image = _without_end(_whole(file), error)
+        notes.append("the end of the file is missing, the pixels are whole")
+    if raw in ("L;2", "L;4"):
+        step = 85 if raw == "L;2" else 17  # Pillow scales the grey levels and not the transparent one
+        image = _with_alpha(image, image.point([255 * (level != key % (256 // step) * step) for level in range(256)]))
+    elif low is not None:  # Pillow compares 8 bit with 16
+        high, key = np.asarray(image), np.asarray(key)
+        transparent = ((high == key >> 8) & (np.asarray(low) == key & 255)).all(axis=2)
+        image = _with_alpha(image, Image.fromarray(np.where(transparent, 0, 255).astype(np.uint8)))
+    return image
+
+
+def _with_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """The image with an alpha channel in the place of a transparent colour."""
+    result = Image.merge(image.mode + "A", (*image.split(), alpha))
+    result.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return result
+
+
+def _low_bytes(file: BinaryIO) -> Image.Image:
+    """The low bytes of a PNG of 16 bit RGB, of which Pillow gives the high ones."""
+    again = PngImageFile(io.BytesIO(_whole(file)))
+    again.tile = [again.tile[0]._replace(args="RGB;16L")]  # takes the second of two bytes
+    again.load()
+    return again
+
+
+def _without_end(data: bytes, error: OSError) -> Image.Image:
+    """A JPEG whose end marker is missing.
+
+    What is decoded from a file that is cut short depends on the bytes that follow; what is decoded from one whose
+    pixels are whole does not.
+
+    Raises:
+        OSError: The error given, if pixels are missing.
+    """
+    pictures = []
+    for padding in (b"", b"\x55" * 64, b"\xaa" * 64):
+        picture = Image.OPEN["JPEG"][0](io.BytesIO(data.rstrip(b"\xff") + padding + b"\xff\xd9"), "")
+        try:
+            picture.load()
+        except OSError:
+            raise error from None
+        pictures.append(picture)
+    if len({picture.tobytes() for picture in pictures}) > 1:
+        raise error
+    return pictures[0]
 
 
 def _upright_exif(image: Image.Image) -> bytes:
@@ -189,14 +321,6 @@ def _upright_exif(image: Image.Image) -> bytes:
         return b""
 
 
-def _is_rgb_profile(data: bytes) -> bool:
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        return (profile.profile.xcolor_space or "").strip() == "RGB"
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        return False
-
-
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) if there is none or the EXIF data is damaged."""
     try:
@@ -206,8 +330,13 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _split_alpha(image: Image.Image, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
+def _split_alpha(image: Image.Image, doubtful: bool, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:
     """Take transparency off an image; palettes are expanded on the way.
+
+    Args:
+        image: The image.
+        doubtful: Whether alpha that is 0 everywhere means nothing.
+        notes: Takes what was done.
 
     Returns:
         The image without transparency, and alpha of mode "L", or None if the image is opaque.
@@ -226,90 +355,42 @@ def _split_alpha(image: Image.Image, notes: list[str]) -> tuple[Image.Image, Ima
         if image.mode in ("P", "PA"):
             image = image.convert("RGB")
         return image, None
-    if alpha.getextrema() == (255, 255):
+    lowest, highest = alpha.getextrema()
+    if highest == 0 and doubtful:
+        notes.append("alpha ignored, it is 0 everywhere")
+        return image, None
+    if lowest == 255:
         notes.append("opaque alpha dropped")
         return image, None
     notes.append("alpha blended onto white")
     return image, alpha
 
 
-def _reduce_to_8_bit(image: Image.Image, label: str) -> Image.Image:
-    """Scale 16 bit (or 12 bit) grey to 8 bit by its full range, to mode "L"."""
-    values = np.asarray(image).astype(np.int64)
-    tags = getattr(image, "tag_v2", {})
-    top = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > top:
+def _highest_value(image: Image.Image, tags: Mapping[int, Any], label: str) -> int:
+    """Value of white in an image of integers.
+
+    Raises:
+        ImageError: If nothing says which value is white.
+    """
+    bits, kinds = tags.get(_BITS_PER_SAMPLE, (8,)), tags.get(_SAMPLE_FORMAT, (1,))
+    if image.mode == "F" or 3 in kinds:
+        raise ImageError(f"{label} holds floating point values, whose range is unknown: save it with 8 bit")
+    # Pillow's mode "I" is 32 bit; its plugins for PNG and PPM put 16 bit there.
+    if max(bits) > 16 or 2 in kinds or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         raise ImageError(
-            f"{label} holds integers from {low} to {high}, of unknown full range: save it with 8 or 16 bit"
+            f"{label} holds integers of 32 bit or with a sign, whose range is unknown: save it with 8 bit, or with "
+            "16 bit without a sign"
         )
-    if tags.get(_PHOTOMETRIC) == 0:  # Pillow inverts "white is zero" for 8 bit only
-        values = top - values
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    return 4095 if bits == (12,) else 65535
 
 
-def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """Convert opaque 8 bit of any mode to sRGB, by the ICC profile if it has a usable one."""
-    if image.mode == "1":
-        notes.append("1 bit expanded to RGB")
-        image = image.convert("L")
-    elif image.mode == "L":
-        notes.append("grey expanded to RGB")
-    elif image.mode not in _PROFILE_SPACE:  # YCbCr, HSV, RGBX
-        notes.append(f"{image.mode} converted to RGB")
-        image = image.convert("RGB")
-
-    if profile:
-        converted = _by_profile(image, profile, notes)
-        if converted is not None:
-            return converted
-    if image.mode == "LAB":
-        notes.append("CIELAB converted to RGB")
-        lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-        return _apply_profile(image, lab)
-    if image.mode == "CMYK":
-        notes.append("CMYK converted to RGB without a profile")
-    return image.convert("RGB")
-
-
-def _by_profile(image: Image.Image, data: bytes, notes: list[str]) -> Image.Image | None:
-    """Convert by an embedded ICC profile; None if the profile already is sRGB or cannot be used."""
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        space = (profile.profile.xcolor_space or "").strip()
-        if space != _PROFILE_SPACE[image.mode]:
-            notes.append(f"ICC profile for {space} ignored, the image is {image.mode}")
-            return None
-        if image.mode in ("RGB", "L") and _changes_little(profile, image.mode):
-            return None
-        converted = _apply_profile(image, profile)
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        notes.append("damaged ICC profile ignored")
-        return None
-    text = profile.profile.profile_description or "without a name"
-    title = "".join(c for c in text if c.isprintable()).strip()[:60]
-    notes.append(f"ICC profile '{title}' converted to sRGB")
-    return converted
-
-
-def _changes_little(profile: ImageCms.ImageCmsProfile, mode: str) -> bool:
-    """Whether a profile is sRGB in effect: it moves no colour of a coarse grid by more than two levels."""
-    levels = np.linspace(0, 255, 18).astype(np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
-    before = Image.fromarray(levels[None] if mode == "L" else colours)
-    after = np.asarray(_apply_profile(before, profile)).astype(int)
-    return bool(np.abs(after - np.asarray(before.convert("RGB"))).max() <= 2)
-
-
-def _apply_profile(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    """Convert from a profile to sRGB, relative colorimetric with black point compensation."""
-    converted = ImageCms.profileToProfile(
-        image,
-        profile,
-        ImageCms.createProfile("sRGB"),
-        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        outputMode="RGB",
-        flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+def _has_ignored_alpha(image: Image.Image) -> bool:
+    """Whether this is the file of a 16 bit BMP with alpha, which Pillow reads without."""
+    file = getattr(image, "fp", None)
+    if image.format != "BMP" or file is None or file.closed:
+        return False
+    head = _whole(file, 70).ljust(70, b"\0")
+    size, bits, packing, mask = (
+        struct.unpack_from(f, head, at)[0] for f, at in (("<I", 14), ("<H", 28), ("<I", 30), ("<I", 66))
     )
-    assert converted is not None  # None is only returned when converting in place
-    return converted
+    return bool(size >= 56 and bits == 16 and packing == 3 and mask)
