@@ -58,7 +58,7 @@ def crafted(codec: ImageCodec, rng: np.random.Generator, payload: bytes) -> byte
             return varint(usual)
         return varint(int(rng.choice(EXTREMES)), surplus=int(rng.random() < 0.1))
 
-    flags = int(rng.integers(0, 8)) if rng.random() < 0.9 else int(rng.integers(0, 256))
+    flags = int(rng.integers(0, 16)) if rng.random() < 0.9 else int(rng.integers(0, 256))
     model = codec.model_id if rng.random() < 0.97 else rng.bytes(6)
     low, high = (codec.finest, codec.coarsest + 1) if rng.random() < 0.8 else (-(2**15), 2**15)
     level = int(rng.integers(low, high))

@@ -31,7 +31,7 @@ MAX_METADATA = 1 << 24
 TILE_UNIT = 64
 """Tile sides are multiples of this, in pixels."""
 
-_DITHER, _TILED, _METADATA = 1, 2, 4
+_DITHER, _TILED, _METADATA, _GREY = 1, 2, 4, 8
 _FIXED = struct.Struct(f"<3sBB{MODEL_ID_BYTES}s")
 _CRC = struct.Struct("<I")
 
@@ -77,6 +77,7 @@ class GicFile:
         tile: Side of a tile in pixels, a multiple of 64; 0 for an image coded in one piece.
         payloads: One for each tile, row by row.
         metadata: EXIF and ICC.
+        grey: Whether red, green and blue are the same in every pixel of the original image.
     """
 
     model_id: bytes
@@ -88,11 +89,17 @@ class GicFile:
     seed: int = 0
     tile: int = 0
     metadata: Metadata = NO_METADATA
+    grey: bool = False
 
     @property
     def q(self) -> float:
         """Quantisation step, for display; decoders take :func:`gic.bitstream.coder.level_value`, which is exact."""
         return float(2.0 ** (self.code / LEVELS_PER_OCTAVE))
+
+    @property
+    def channels(self) -> int:
+        """Channels of the decoded picture: 1 for a grey one, 3 for any other and beside an ICC profile."""
+        return 1 if self.grey and not self.metadata.icc else 3
 
 
 def tile_count(width: int, height: int, tile: int) -> int:
@@ -120,9 +127,8 @@ def pack(file: GicFile) -> bytes:
         ValueError: If a field lies outside its range, which is an error of the encoder, not of the user.
     """
     _check_ranges(file)
-    flags = (
-        _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _METADATA * (file.metadata != NO_METADATA)
-    )
+    flags = _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _GREY * file.grey
+    flags |= _METADATA * (file.metadata != NO_METADATA)
     out = bytearray(_FIXED.pack(MAGIC, VERSION, flags, file.model_id))
     out += _varint(file.width) + _varint(file.height) + struct.pack("<h", file.code)
     if flags & _DITHER:
@@ -204,8 +210,10 @@ def unpack(data: bytes) -> GicFile:
     body = _checked_body(data)
     reader = _Reader(body)
     _, _, flags, model_id = _FIXED.unpack(reader.take(_FIXED.size))
-    if flags & ~(_DITHER | _TILED | _METADATA):
-        raise FormatError(f"the header is damaged: unknown flags {flags:#04x}")
+    if flags & ~(_DITHER | _TILED | _METADATA | _GREY):
+        raise FormatError(
+            f"the header has unknown flags {flags:#04x}: it is damaged, or of a later gic, which reads it"
+        )
     width, height = reader.varint(), reader.varint()
     if (problem := size_problem(width, height)) is not None:
         raise FormatError(f"the header is damaged: {problem}")
@@ -225,6 +233,7 @@ def unpack(data: bytes) -> GicFile:
         seed=seed,
         tile=tile,
         metadata=metadata,
+        grey=bool(flags & _GREY),
     )
 
 

@@ -124,6 +124,7 @@ class Encoding:
         self.engine = engine
         self.notes = notes
         self.height, self.width = pixels.shape[-2:]
+        self.grey = torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2])
         self.quantizer = quantizer
         self.seed = seed if quantizer == "dither" else 0
         self.tile = tile
@@ -182,6 +183,7 @@ class Encoding:
             seed=self.seed,
             tile=self.tile,
             metadata=self.metadata,
+            grey=self.grey,
         )
 
     def at(self, code: int) -> bytes:

@@ -18,7 +18,7 @@ from gic.codec.tiling import Tile, piece_problem, tile_side
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.method.samplers import Sampler, reverse, sampler_of
 from gic.models.reverse import denoiser
-from gic.pictures.tensors import to_image
+from gic.pictures.tensors import to_image, to_tensor
 
 
 class ImageCodec(Engine):
@@ -114,6 +114,9 @@ class ImageCodec(Engine):
     ) -> Image.Image:
         """Decompress one file to a Pillow image, with the metadata the file carries in ``info``.
 
+        The image is of mode "L" if the original was grey, else "RGB"; a grey one with an ICC profile, which then is one
+        of an RGB space, is of mode "RGB" with three channels that are the same.
+
         Args:
             data: A whole ``.gic`` file.
             realism: r in [0, 1]: 0 is closest to the original, 1 looks most like a photograph; 1 if left out.
@@ -129,6 +132,8 @@ class ImageCodec(Engine):
         """
         file = self.open(data)
         image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
+        if file.channels == 1:
+            image = image.getchannel(0)
         if file.metadata.icc:
             image.info["icc_profile"] = file.metadata.icc
         if file.metadata.exif:
@@ -177,7 +182,8 @@ class ImageCodec(Engine):
             )
             return self.model.compressor.synthesise(y_hat, r)
 
-        return Decoding(self, file, reconstruct, progress).run()
+        pixels = Decoding(self, file, reconstruct, progress).run()
+        return to_tensor(to_image(pixels).convert("L").convert("RGB")) if file.grey else pixels
 
     def open(self, data: bytes) -> GicFile:
         """Read a file's fields and check that it was made with this model at a level in its range.

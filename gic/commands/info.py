@@ -61,6 +61,7 @@ def describe(data: bytes) -> dict[str, Any]:
     return {
         "width": file.width,
         "height": file.height,
+        "grey": file.grey,
         "model": file.model_id.hex(),
         "q": round(file.q, 4),
         "quantizer": file.quantizer,

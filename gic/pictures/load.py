@@ -67,6 +67,8 @@ def load_rgb(
     name: str | None = None,
     max_pixels: int = 2**28,
     keep_profile: bool = False,
+    exif: bytes | None = None,
+    profile: bytes | None = None,
 ) -> LoadedImage:
     """Read a picture of any size and mode as 8 bit sRGB.
 
@@ -86,6 +88,8 @@ def load_rgb(
         name: What to call the picture in errors; by default its path.
         max_pixels: Largest width times height; checked from the header, before anything is decoded.
         keep_profile: Leave the pixels of a picture with an RGB profile as they are and hand the profile over.
+        exif: EXIF block that takes the place of the picture's own.
+        profile: ICC profile that takes the place of all that the picture states of its colour.
 
     Returns:
         The picture, notes on what was changed, and the format of the file.
@@ -99,13 +103,15 @@ def load_rgb(
         ('grey expanded to RGB',)
     """
     label = name or _label(source)
+    notes: list[str] = []
     try:
         if isinstance(source, Image.Image):
-            return _normalise(source, label, max_pixels, keep_profile, [])
+            return _normalise(source, label, max_pixels, keep_profile, notes, exif, profile)
         if isinstance(source, (str, Path)):
             with Path(source).open("rb") as file:
-                return _read(file, label, max_pixels, keep_profile)
-        return _read(io.BytesIO(source) if isinstance(source, bytes) else source, label, max_pixels, keep_profile)
+                return _normalise(_open(file, label, notes), label, max_pixels, keep_profile, notes, exif, profile)
+        image = _open(io.BytesIO(source) if isinstance(source, bytes) else source, label, notes)
+        return _normalise(image, label, max_pixels, keep_profile, notes, exif, profile)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -117,11 +123,6 @@ def load_rgb(
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{label} is damaged or cut short: {reason}") from error
-
-
-def _read(file: BinaryIO, label: str, max_pixels: int, keep_profile: bool) -> LoadedImage:
-    notes: list[str] = []
-    return _normalise(_open(file, label, notes), label, max_pixels, keep_profile, notes)
 
 
 def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
@@ -175,7 +176,15 @@ def _open(file: BinaryIO, label: str, notes: list[str]) -> Image.Image:
     raise ImageError(f"{label} is not an image, or of a format that gic does not read")
 
 
-def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bool, notes: list[str]) -> LoadedImage:
+def _normalise(
+    image: Image.Image,
+    label: str,
+    max_pixels: int,
+    keep_profile: bool,
+    notes: list[str],
+    exif: bytes | None,
+    profile: bytes | None,
+) -> LoadedImage:
     """Decode an opened image and bring it to 8 bit sRGB; the body of :func:`load_rgb`."""
     width, height = image.size
     if width * height > max_pixels:
@@ -187,16 +196,16 @@ def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bo
     if frames > 1:
         notes.append(f"first of {frames} frames taken")
     reduced = any(";16" in str(tile) for tile in getattr(image, "tile", []))  # Pillow itself drops to 8 bit
-    stated: dict[Any, Any] = {**image.info, **_stated_codes(image)}
+    stated: dict[Any, Any] = {**image.info, **_stated_codes(image)} if profile is None else {"icc_profile": profile}
     if _has_ignored_alpha(image):
         notes.append("alpha of a 16 bit BMP ignored")
 
     if file_format == "TIFF":  # which loading turns
-        exif, turn = _upright_exif(image), _orientation(image)
+        upright, turn = _upright_exif(image, exif)
         image = _load(image, notes)
     else:  # a PNG may state it after its pixels
         image = _load(image, notes)
-        exif, turn = _upright_exif(image), _orientation(image)
+        upright, turn = _upright_exif(image, exif)
     tags = getattr(image, "tag_v2", {})
     top = _highest_value(image, tags, label)
     # In a BMP, and in a TIFF that does not say what its fourth channel is, programs leave alpha 0 and mean opaque.
@@ -222,7 +231,7 @@ def _normalise(image: Image.Image, label: str, max_pixels: int, keep_profile: bo
 
     clean = Image.new("RGB", image.size, "white")  # a new image carries no metadata along
     clean.paste(image, mask=alpha)
-    return LoadedImage(clean, tuple(notes), file_format, exif, icc)
+    return LoadedImage(clean, tuple(notes), file_format, upright, icc)
 
 
 def _stated_codes(image: Image.Image) -> dict[str, tuple[int, ...]]:
@@ -308,26 +317,22 @@ def _without_end(data: bytes, error: OSError) -> Image.Image:
     return pictures[0]
 
 
-def _upright_exif(image: Image.Image) -> bytes:
-    """EXIF block without its orientation; empty if there is none or it is damaged."""
+def _upright_exif(image: Image.Image, given: bytes | None) -> tuple[bytes, int]:
+    """EXIF block without its orientation, empty if there is none or it is damaged; and the orientation, 1 to 8."""
+    turn = 1
     try:
-        if not len(image.getexif()):
-            return b""
         exif = Image.Exif()  # a copy: the image still needs its orientation
-        exif.load(image.getexif().tobytes())
+        own = image.getexif() if given is None else exif
+        if given is not None:
+            own.load(given)
+        value = own.get(_ORIENTATION, 1)
+        turn = value if isinstance(value, int) and 1 <= value <= 8 else 1
+        if given is None and len(own):
+            exif.load(own.tobytes())
         exif.pop(_ORIENTATION, None)
-        return exif.tobytes() if len(exif) else b""
+        return exif.tobytes() if len(exif) else b"", turn
     except Exception:  # EXIF data in the wild is often damaged, in many ways; the pixels are not
-        return b""
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) if there is none or the EXIF data is damaged."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF data in the wild is often damaged, in many ways; the pixels are not
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+        return b"", turn
 
 
 def _split_alpha(image: Image.Image, doubtful: bool, notes: list[str]) -> tuple[Image.Image, Image.Image | None]:

@@ -38,6 +38,7 @@ EXAMPLES = {
     "metadata": example(metadata=Metadata(b"exif" * 30, b"icc" * 100)),
     "icc alone": example(metadata=Metadata(b"", b"icc")),
     "all": example(quantizer="dither", tile=128, metadata=Metadata(b"exif", b"icc")),
+    "grey": example(grey=True),
     "one pixel": example(width=1, height=1),
     "largest": example(width=MAX_SIDE, height=MAX_PIXELS // MAX_SIDE),
     "nothing coded": example(payloads=(Payload(b"", b""),)),
@@ -107,7 +108,7 @@ def test_every_flipped_bit_is_noticed(name: str) -> None:
         (body()[:-1], "checksum"),
         (body() + b"\0", "checksum.*trailing"),
         (body()[:-1] + b"\0", "checksum"),
-        (body(flags=8), "unknown flags 0x08"),
+        (body(flags=0x18), "unknown flags 0x18.* later gic"),
         (body(flags=0x80), "unknown flags"),
         (body(size=varint(0) + varint(30)), "no pixels"),
         (body(size=varint(40) + varint(0)), "no pixels"),
@@ -191,7 +192,7 @@ def test_headers_at_extremes_are_read_or_refused() -> None:
     read = 0
     for width in EXTREMES:
         for height in EXTREMES:
-            for flags, tile in ((0, 0), (2, 1), (2, 16), (2, 2**12), (3, 2**35)):
+            for flags, tile in ((8, 0), (2, 1), (10, 16), (2, 2**12), (3, 2**35)):
                 optional = bytes(4) * (flags & 1) + (varint(tile) if flags & 2 else b"")
                 try:
                     file = unpack(body(flags, varint(width) + varint(height), optional, b"\1" * 9))
@@ -206,7 +207,7 @@ def test_headers_at_extremes_are_read_or_refused() -> None:
 def test_random_bytes_behind_a_good_header_are_read_or_refused() -> None:
     rng = np.random.default_rng(0)
     for _ in range(3000):
-        flags = int(rng.integers(0, 16))
+        flags = int(rng.integers(0, 32))
         data = body(flags=flags, size=rng.bytes(int(rng.integers(1, 8))), rest=rng.bytes(int(rng.integers(0, 30))))
         try:
             file = unpack(data)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from picture_files import chunk, encoded, linear_grey_profile, made_profile, png
 from PIL import Image, ImageCms
 
 from gic.errors import DataError, ImageError
@@ -24,12 +25,6 @@ def colours(height: int = 6, width: int = 8) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
@@ -41,32 +36,6 @@ def srgb_profile() -> bytes:
 def swapped_profile() -> bytes:
     """sRGB with red and green exchanged: converting from it must exchange the two channels."""
     return srgb_profile().replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
-
-
-def made_profile(device_class: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """A minimal ICC profile of version 2."""
-    name = b"made for a test\0"
-    tags = {
-        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(name)) + name + bytes(78),
-        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),
-        **tags,
-    }
-    table, body = struct.pack(">I", len(tags)), b""
-    for signature, data in tags.items():
-        table += signature + struct.pack(">2I", 132 + 12 * len(tags) + len(body), len(data))
-        body += data + bytes(-len(data) % 4)
-    header = bytes(4) + b"lcms" + struct.pack(">I", 0x02400000) + device_class + space + connection
-    header += struct.pack(">6H", 2024, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
-    header += struct.pack(">3i", 63190, 65536, 54061)
-    header = header.ljust(128, b"\0")
-    profile = header + table + body
-    return struct.pack(">I", len(profile)) + profile[4:]
-
-
-def linear_grey_profile() -> bytes:
-    return made_profile(
-        b"mntr", b"GRAY", b"XYZ ", {b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, 256) + bytes(2)}
-    )
 
 
 def cmyk_profile() -> bytes:
@@ -218,26 +187,14 @@ def test_16_bit_white_is_zero_is_inverted() -> None:
     np.testing.assert_array_equal(pixels(load_rgb(data).image)[..., 0], [[255, 255, 254, 254], [127, 1, 0, 0]])
 
 
-def png(bit_depth: int, colour_type: int, rows: bytes, width: int, height: int, extra: bytes = b"") -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">2I5B", width, height, bit_depth, colour_type, 0, 0, 0)
-    ancillary = chunk(b"tRNS", extra) if extra else b""
-    image = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + ancillary + image
-
-
 def test_16_bit_rgb_png_is_reduced_and_said() -> None:
-    row = b"\0" + struct.pack(">6H", 65535, 0, 32768, 0, 65535, 256)
-    loaded = load_rgb(png(16, 2, row, 2, 1))
+    loaded = load_rgb(png(np.array([[[65535, 0, 32768], [0, 65535, 256]]]), 16, 2))
     assert loaded.notes == ("16 bit reduced to 8",)
     np.testing.assert_allclose(pixels(loaded.image)[0], [[255, 0, 128], [0, 255, 1]], atol=1)
 
 
 def test_16_bit_grey_png_with_a_transparent_level() -> None:
-    row = b"\0" + struct.pack(">2H", 1000, 2570)
-    loaded = load_rgb(png(16, 0, row, 2, 1, extra=struct.pack(">H", 1000)))
+    loaded = load_rgb(png(np.array([[[1000], [2570]]]), 16, 0, chunk(b"tRNS", struct.pack(">H", 1000))))
     assert pixels(loaded.image)[0, :, 0].tolist() == [255, 10]
     assert "alpha blended onto white" in loaded.notes
 
@@ -367,7 +324,8 @@ def test_postscript_is_not_executed() -> None:
 
 
 def test_declared_size_is_checked_before_decoding_and_without_warning() -> None:
-    huge = png(8, 2, b"\0", 60_000, 60_000)  # 3.6 thousand million pixels, in 70 bytes
+    size = struct.pack(">2I5B", 60_000, 60_000, 8, 2, 0, 0, 0)  # 3.6 thousand million pixels, in 70 bytes
+    huge = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ImageError, match="60000 x 60000 pixels; the limit is 268435456"):
