@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from gic.bitstream.container import SUFFIX
 from gic.commands.jobs import Job, add_codec, add_files, find_gic_files, load_codec, plan_jobs, read, run_jobs, write
@@ -31,6 +30,7 @@ def add_options(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     """Run ``gic decompress``; returns the exit code."""
     from gic.codec.description import named_sampler
+    from gic.pictures.save import encode_picture
 
     jobs = plan_jobs(args.inputs, args.output, ".png", find_gic_files)
     codec = load_codec(args)
@@ -41,8 +41,9 @@ def run(args: Namespace) -> int:
         image = codec.decompress(
             read(job.source), realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed
         )
-        write(job.target, _encode_picture(image, kind))
-        return f"{image.width} x {image.height} pixels"
+        data, notes = encode_picture(image, kind, str(job.target or "standard output"))
+        write(job.target, data)
+        return "; ".join([f"{image.width} x {image.height} pixels", *notes])
 
     return run_jobs(jobs, one, args.overwrite)
 
@@ -56,12 +57,3 @@ def _picture_format(target: Path | None) -> str:
     if kind is None or kind not in Image.SAVE:
         raise ConfigError(f"{target}: the suffix {suffix!r} names no picture format that can be written; use .png")
     return str(kind)
-
-
-def _encode_picture(image: Any, kind: str) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
-    image.save(buffer, kind, **kept)
-    return buffer.getvalue()

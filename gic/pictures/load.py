@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,7 +23,7 @@ from gic.pictures.colour import is_rgb_profile, space_of, to_srgb
 
 # Formats that may be opened. EPS is left out on purpose (Pillow runs Ghostscript on it); HEIF and JXL
 # work once their Pillow plugins are registered.
-_FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"}
+FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"}
 
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
@@ -109,8 +109,8 @@ def load_rgb(
             return _normalise(source, label, max_pixels, keep_profile, notes, exif, profile)
         if isinstance(source, (str, Path)):
             with Path(source).open("rb") as file:
-                return _normalise(_open(file, label, notes), label, max_pixels, keep_profile, notes, exif, profile)
-        image = _open(io.BytesIO(source) if isinstance(source, bytes) else source, label, notes)
+                return _normalise(open_image(file, label, notes), label, max_pixels, keep_profile, notes, exif, profile)
+        image = open_image(io.BytesIO(source) if isinstance(source, bytes) else source, label, notes)
         return _normalise(image, label, max_pixels, keep_profile, notes, exif, profile)
     except ImageError:
         raise
@@ -135,8 +135,8 @@ def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
     return name if isinstance(name, str) and name else "the image"
 
 
-def _open(file: BinaryIO, label: str, notes: list[str]) -> Image.Image:
-    """Open an image without decoding it.
+def open_image(file: BinaryIO, label: str, notes: list[str], formats: Set[str] = FORMATS) -> Image.Image:
+    """Open an image of one of some formats without decoding it.
 
     This is ``Image.open`` without Pillow's own limit of pixels: :func:`load_rgb` has another, which the caller can
     set. Pillow's is a global variable, which other threads may be relying on.
@@ -157,7 +157,7 @@ def _open(file: BinaryIO, label: str, notes: list[str]) -> Image.Image:
             info["icc_profile"] = repaired.profile
     Image.init()
     reasons = []
-    for name in sorted(_FORMATS & Image.OPEN.keys()):
+    for name in sorted(Image.OPEN.keys() & formats):
         factory, accept = Image.OPEN[name]
         accepted = accept is None or accept(prefix)
         if isinstance(accepted, str):
