@@ -1,4 +1,4 @@
-"""Damaged pictures of ten formats: ``python tests/damaged_pictures.py COUNT SEED`` says what ``load_rgb`` makes of them.
+"""Damaged pictures of ten formats: ``python tests/damaged_pictures.py COUNT SEED`` says what becomes of them.
 
 COUNT is how many of each format; the last line is JSON. Anything that is no picture and no error of one line ends up in
 ``wrong``. A crash of a decoder ends the process, and the picture stays in the file ``damaged_picture`` of the

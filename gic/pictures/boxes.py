@@ -1,4 +1,7 @@
-"""The colour that an AVIF or HEIF file states in its boxes (ISO/IEC 14496-12, 23008-12), which Pillow does not tell."""
+"""The colour that AVIF, HEIF and JPEG 2000 files state in their boxes, which Pillow does not tell.
+
+ISO/IEC 14496-12 and 23008-12, and 15444-1 annex I.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,17 @@ def stated_colour(data: bytes) -> tuple[int, ...]:
     except (IndexError, LookupError, struct.error):
         pass  # a damaged file: its decoder says so
     return ()
+
+
+def jpeg2000_profile(data: bytes) -> bytes:
+    """The ICC profile of a JPEG 2000 file; empty if it has none."""
+    try:
+        for kind, at, stop in _boxes(data, *_find(data, b"jp2h", 0, len(data))):
+            if kind == b"colr" and data[at] in (2, 3):  # 1: sRGB, grey or sYCC, by a number
+                return data[at + 3 : stop]
+    except (IndexError, LookupError, struct.error):
+        pass  # a damaged file, or one without boxes
+    return b""
 
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:

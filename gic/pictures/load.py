@@ -7,6 +7,7 @@ profile or 16 bit are handled once, in one way, and never silently: what was cha
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Mapping, Set
@@ -28,6 +29,7 @@ FORMATS = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JXL", "GIF", "BMP", "T
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _PHOTOMETRIC = 262  # TIFF tag; 0 is "white is zero"
+_COLOUR_TAGS = {301, 318, 319}  # TIFF tags: transfer function, white point, primaries
 _EXTRA_SAMPLES = 338  # TIFF tag; says what a fourth channel is
 _SAMPLE_FORMAT = 339  # TIFF tag; 1 is "unsigned integer"
 
@@ -196,10 +198,12 @@ def _normalise(
     if frames > 1:
         notes.append(f"first of {frames} frames taken")
     reduced = any(";16" in str(tile) for tile in getattr(image, "tile", []))  # Pillow itself drops to 8 bit
-    stated: dict[Any, Any] = {**image.info, **_stated_codes(image)} if profile is None else {"icc_profile": profile}
+    stated: dict[Any, Any] = {**image.info, **_stated_in_file(image)} if profile is None else {"icc_profile": profile}
     if _has_ignored_alpha(image):
         notes.append("alpha of a 16 bit BMP ignored")
 
+    if not stated.get("icc_profile") and _COLOUR_TAGS & set(getattr(image, "tag_v2", ())):
+        notes.append("colour stated by TIFF tags ignored")
     if file_format == "TIFF":  # which loading turns
         upright, turn = _upright_exif(image, exif)
         image = _load(image, notes)
@@ -234,18 +238,30 @@ def _normalise(
     return LoadedImage(clean, tuple(notes), file_format, upright, icc)
 
 
-def _stated_codes(image: Image.Image) -> dict[str, tuple[int, ...]]:
+def _stated_in_file(image: Image.Image) -> dict[str, Any]:
     """What the file of an image that is not loaded states of its colour and Pillow does not tell."""
     file = getattr(image, "fp", None)
-    if image.format not in ("PNG", "AVIF", "HEIF") or "cicp" in image.info or file is None or file.closed:
+    if "cicp" in image.info or file is None or file.closed:
         return {}
-    data = _whole(file)
-    if image.format != "PNG":
-        return {"nclx": boxes.stated_colour(data)}
-    try:
-        return {"cicp": png.repair(data).cicp}
-    except ValueError:  # Pillow has opened it all the same
-        return {}
+    if image.format in ("AVIF", "HEIF"):
+        return {"nclx": boxes.stated_colour(_whole(file))}
+    if image.format == "JPEG2000":
+        return {"icc_profile": boxes.jpeg2000_profile(_whole(file))}
+    if image.format == "BMP":
+        return {"icc_profile": _bmp_profile(_whole(file))}
+    if image.format == "PNG":
+        with contextlib.suppress(ValueError):  # Pillow has opened it all the same
+            return {"cicp": png.repair(_whole(file)).cicp}
+    return {}
+
+
+def _bmp_profile(data: bytes) -> bytes:
+    """The ICC profile of a BMP of version 5, empty if there is none."""
+    head = data[:138].ljust(138, b"\0")
+    if int.from_bytes(head[14:18], "little") < 124 or head[70:74] != b"DEBM":  # "MBED", little-endian
+        return b""
+    at, size = struct.unpack_from("<II", head, 126)
+    return data[14 + at : 14 + at + size]
 
 
 def _whole(file: BinaryIO, size: int = -1) -> bytes:

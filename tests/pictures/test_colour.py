@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import struct
@@ -11,6 +12,7 @@ import pytest
 from picture_files import chunk, encoded, png, with_chunks
 from PIL import Image, ImageCms
 
+from gic.errors import ImageError
 from gic.pictures import boxes
 from gic.pictures.load import LoadedImage, load_rgb
 
@@ -227,3 +229,40 @@ def test_stated_colour_of_grey_and_of_palettes_is_converted() -> None:
     at = palette.index(b"PLTE") - 4
     assert load_rgb(palette[:at] + gama(100_000) + palette[at:]).image.getpixel((0, 0))[0] in range(219, 224)
     assert (read(gama(100_000), samples=np.full((2, 2, 1), 188))[0] == 223).all()
+
+
+def swaps_red_and_green(data: bytes) -> bool:
+    """Whether the profile :func:`swapped` is used, in a file of the picture (200, 100, 50)."""
+    loaded = load_rgb(data)
+    np.testing.assert_allclose(loaded.image.getpixel((1, 1)), (100, 200, 50), atol=3)
+    assert load_rgb(data, keep_profile=True).icc == swapped()
+    return any(note.startswith("ICC profile") for note in loaded.notes)
+
+
+def test_the_profile_of_a_jpeg_2000_is_used() -> None:
+    data = encoded(Image.new("RGB", (16, 16), (200, 100, 50)), "JPEG2000")
+    at = data.index(b"colr") - 4
+    size = struct.unpack_from(">I", data, at)[0]
+    box = struct.pack(">I4s3B", 11 + len(swapped()), b"colr", 2, 0, 0) + swapped()
+    head = data.index(b"jp2h") - 4
+    grown = struct.pack(">I", struct.unpack_from(">I", data, head)[0] + len(box) - size)
+    assert swaps_red_and_green(data[:head] + grown + data[head + 4 : at] + box + data[at + size :])
+    assert load_rgb(data).notes == ()
+
+
+def test_the_profile_of_a_bmp_is_used() -> None:
+    rows = bytes([50, 100, 200, 0]) * 4
+    head = struct.pack("<IiiHHIIiiII", 124, 2, 2, 1, 32, 0, 16, 2835, 2835, 0, 0) + bytes(16) + b"DEBM" + bytes(48)
+    head += struct.pack("<4I", 4, 124 + len(rows), len(swapped()), 0)
+    assert len(head) == 124
+    data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 138) + head + rows + swapped()
+    assert swaps_red_and_green(data)
+    for cut in range(0, len(data), 7):
+        with contextlib.suppress(ImageError):
+            load_rgb(data[:cut])
+
+
+def test_colour_stated_by_tags_of_a_tiff_is_said_to_be_ignored() -> None:
+    image = Image.new("RGB", (4, 4), (200, 100, 50))
+    data = encoded(image, "TIFF", tiffinfo={318: (0.3127, 0.329), 319: (0.68, 0.32, 0.265, 0.69, 0.15, 0.06)})
+    assert load_rgb(data).notes == ("colour stated by TIFF tags ignored",)
