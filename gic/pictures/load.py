@@ -121,7 +121,7 @@ def load_rgb(
     except (IsADirectoryError, PermissionError) as error:
         raise ImageError(f"cannot read {label}: {error.strerror}") from error
     except Image.DecompressionBombError as error:  # of formats where Pillow looks at its own limit while decoding
-        raise ImageError(f"{label} is too large for Pillow: {error}") from error
+        raise ImageError(f"{label} is too large for Pillow in its format, save it as PNG: {error}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{label} is damaged or cut short: {reason}") from error

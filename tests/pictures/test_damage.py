@@ -206,6 +206,15 @@ def test_other_threads_keep_pillow_s_guard_against_bombs(file_format: str) -> No
         while_loading(encoded(colours(), file_format), act)
 
 
+def test_the_limit_of_pillow_counts_only_where_its_decoders_ask_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for file_format in ("PNG", "JPEG", "BMP", "PPM", "AVIF", "JPEG2000"):
+        assert load_rgb(encoded(colours(), file_format)).image.size == (64, 48)
+    for file_format in ("WEBP", "TIFF"):
+        with pytest.raises(ImageError, match=r"^a\.x is too large for Pillow in its format, save it as PNG"):
+            load_rgb(encoded(colours(), file_format), name="a.x")
+
+
 def test_other_threads_keep_pillow_s_limits_of_text() -> None:
     def act() -> None:
         with pytest.raises(ValueError, match="too large"):
