@@ -175,7 +175,7 @@ def open_image(file: BinaryIO, label: str, notes: list[str], formats: Set[str] =
                 return image
     if reasons:
         raise ImageError(f"{label} cannot be read: {'; '.join(dict.fromkeys(reasons))}")
-    raise ImageError(f"{label} is not an image, or of a format that gic does not read")
+    raise ImageError(f"{label} is not an image, or of a format that Pillow cannot read")
 
 
 def _normalise(
@@ -286,9 +286,10 @@ def _load(image: Image.Image, notes: list[str]) -> Image.Image:
             raise
         image = _without_end(_whole(file), error)
         notes.append("the end of the file is missing, the pixels are whole")
-    if raw in ("L;2", "L;4"):
-        step = 85 if raw == "L;2" else 17  # Pillow scales the grey levels and not the transparent one
-        image = _with_alpha(image, image.point([255 * (level != key % (256 // step) * step) for level in range(256)]))
+    if raw in ("1", "L;2", "L;4"):  # Pillow scales the grey levels and not the transparent one
+        top = 2 ** int(raw[-1]) - 1
+        image = image.convert("L")
+        image = _with_alpha(image, image.point([255 * (level != (key & top) * 255 // top) for level in range(256)]))
     elif low is not None:  # Pillow compares 8 bit with 16
         high, key = np.asarray(image), np.asarray(key)
         transparent = ((high == key >> 8) & (np.asarray(low) == key & 255)).all(axis=2)

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from gic.errors import ImageError
-from gic.pictures.load import open_image
+from gic.pictures.load import FORMATS, open_image
 
 
 def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tuple[str, ...]]:
@@ -37,6 +37,8 @@ def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tup
         raise ImageError(f"{name} cannot be written: {kind} cannot hold {what} ({_line(error)}); use .png") from error
     try:
         read = open_image(io.BytesIO(data), name, [], {kind, "JPEG"} if kind == "MPO" else {kind})
+        if kind not in FORMATS | {"EPS"}:  # those are well kept; Pillow runs Ghostscript on EPS
+            read.load()
         size, icc, exif = read.size, read.info.get("icc_profile"), len(read.getexif())
     except Exception as error:
         raise ImageError(f"{name} cannot be written: gic could not read a {kind} again; use .png") from error

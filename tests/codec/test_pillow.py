@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Iterator
@@ -154,6 +155,7 @@ def test_verify_seek_copies_and_closing_work_on_the_closed_file(path: Path, code
         image.getpixel((0, 0))
 
 
+@functools.cache  # profiles have their time in them
 def rgb_profile() -> bytes:
     """sRGB with red and green exchanged."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
