@@ -51,6 +51,7 @@ def make() -> dict[str, bytes]:
         "dither": codec.compress(picture(70, 50, "edges"), q=3.0, quantizer="dither", seed=123456789),
         "tiled": codec.compress(picture(80, 70, "noise"), q=1.0, quantizer="dither", seed=1, tile=64),
         "metadata": codec.compress(photo.getvalue(), q=4.0, quantizer="round", keep_metadata=True),
+        "grey": codec.compress(picture(60, 44, "edges")[:1].expand(3, -1, -1), q=2.0, quantizer="round"),
     }
 
 
