@@ -123,8 +123,12 @@ def load_rgb(
     except Image.DecompressionBombError as error:  # of formats where Pillow looks at its own limit while decoding
         raise ImageError(f"{label} is too large for Pillow in its format, save it as PNG: {error}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{label} is damaged or cut short: {reason}") from error
+        raise ImageError(f"{label} is damaged or cut short: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
@@ -169,7 +173,7 @@ def open_image(file: BinaryIO, label: str, notes: list[str], formats: Set[str] =
             try:
                 image: Image.Image = factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                reasons.append(str(error))
+                reasons.append(one_line(error))
             else:
                 image.info.update(info)
                 return image
@@ -248,20 +252,20 @@ def _stated_in_file(image: Image.Image) -> dict[str, Any]:
     if image.format == "JPEG2000":
         return {"icc_profile": boxes.jpeg2000_profile(_whole(file))}
     if image.format == "BMP":
-        return {"icc_profile": _bmp_profile(_whole(file))}
+        return {"icc_profile": _bmp_profile(file)}
     if image.format == "PNG":
         with contextlib.suppress(ValueError):  # Pillow has opened it all the same
             return {"cicp": png.repair(_whole(file)).cicp}
     return {}
 
 
-def _bmp_profile(data: bytes) -> bytes:
+def _bmp_profile(file: BinaryIO) -> bytes:
     """The ICC profile of a BMP of version 5, empty if there is none."""
-    head = data[:138].ljust(138, b"\0")
+    head = _whole(file, 138).ljust(138, b"\0")
     if int.from_bytes(head[14:18], "little") < 124 or head[70:74] != b"DEBM":  # "MBED", little-endian
         return b""
     at, size = struct.unpack_from("<II", head, 126)
-    return data[14 + at : 14 + at + size]
+    return _whole(file)[14 + at : 14 + at + size]
 
 
 def _whole(file: BinaryIO, size: int = -1) -> bytes:

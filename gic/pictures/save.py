@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from gic.errors import ImageError
-from gic.pictures.load import FORMATS, open_image
+from gic.pictures.load import FORMATS, one_line, open_image
 
 
 def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tuple[str, ...]]:
@@ -34,12 +34,15 @@ def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tup
         for key, title in (("exif", "EXIF"), ("icc_profile", "ICC profile")):
             if key in kept and _works(image, kind, {other: kept[other] for other in kept if other != key}):
                 what = f"{title} of {len(kept[key])} bytes"
-        raise ImageError(f"{name} cannot be written: {kind} cannot hold {what} ({_line(error)}); use .png") from error
+        raise ImageError(
+            f"{name} cannot be written: {kind} cannot hold {what} ({one_line(error)}); use .png"
+        ) from error
     try:
         read = open_image(io.BytesIO(data), name, [], {kind, "JPEG"} if kind == "MPO" else {kind})
         if kind not in FORMATS | {"EPS"}:  # those are well kept; Pillow runs Ghostscript on EPS
             read.load()
-        size, icc, exif = read.size, read.info.get("icc_profile"), len(read.getexif())
+        size, icc = read.size, read.info.get("icc_profile")
+        exif_lost = "exif" in kept and not len(read.getexif())
     except Exception as error:
         raise ImageError(f"{name} cannot be written: gic could not read a {kind} again; use .png") from error
     if size != image.size:
@@ -50,7 +53,7 @@ def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tup
     if "icc_profile" in kept and not icc:
         raise ImageError(f"{name} cannot be written: {kind} cannot hold the ICC profile of its colours; use .png")
     notes = []
-    if "exif" in kept and not exif:
+    if exif_lost:
         notes.append(f"EXIF left out, {kind} cannot hold it")
     if read.mode == "P" and image.mode == "RGB" and image.getcolors(256) is None:
         notes.append(f"reduced to the 256 colours of a {kind}")
@@ -74,7 +77,3 @@ def _works(image: Image.Image, kind: str, kept: dict[str, Any]) -> bool:
         return bool(_encoded(image, kind, kept))
     except Exception:
         return False
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
