@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from gic.errors import ImageError
-from gic.pictures import boxes, png
+from gic.pictures import boxes, jpeg, png
 from gic.pictures.colour import is_rgb_profile, space_of, to_srgb
 
 # Formats that may be opened. EPS is left out on purpose (Pillow runs Ghostscript on it); HEIF and JXL
@@ -283,12 +283,17 @@ def _load(image: Image.Image, notes: list[str]) -> Image.Image:
     key: Any = image.info.get("transparency")
     raw = str(tiles[0][3]) if tiles and image.format == "PNG" and key is not None else ""
     low = _low_bytes(file) if raw == "RGB;16B" and file is not None else None
+    if image.format == "JPEG2000" and file is not None and not file.closed and jpeg.lacks_tiles(_whole(file)):
+        raise OSError("image file is truncated")
     try:
         image.load()
-    except OSError as error:
+    except OSError:
         if image.format not in ("JPEG", "MPO") or file is None or file.closed:
             raise
-        image = _without_end(_whole(file), error)
+        read = jpeg.without_end(_whole(file))
+        if read is None:
+            raise
+        image = read
         notes.append("the end of the file is missing, the pixels are whole")
     if raw in ("1", "L;2", "L;4"):  # Pillow scales the grey levels and not the transparent one
         top = 2 ** int(raw[-1]) - 1
@@ -314,28 +319,6 @@ def _low_bytes(file: BinaryIO) -> Image.Image:
     again.tile = [again.tile[0]._replace(args="RGB;16L")]  # takes the second of two bytes
     again.load()
     return again
-
-
-def _without_end(data: bytes, error: OSError) -> Image.Image:
-    """A JPEG whose end marker is missing.
-
-    What is decoded from a file that is cut short depends on the bytes that follow; what is decoded from one whose
-    pixels are whole does not.
-
-    Raises:
-        OSError: The error given, if pixels are missing.
-    """
-    pictures = []
-    for padding in (b"", b"\x55" * 64, b"\xaa" * 64):
-        picture = Image.OPEN["JPEG"][0](io.BytesIO(data.rstrip(b"\xff") + padding + b"\xff\xd9"), "")
-        try:
-            picture.load()
-        except OSError:
-            raise error from None
-        pictures.append(picture)
-    if len({picture.tobytes() for picture in pictures}) > 1:
-        raise error
-    return pictures[0]
 
 
 def _upright_exif(image: Image.Image, given: bytes | None) -> tuple[bytes, int]:

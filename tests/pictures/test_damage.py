@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
@@ -225,3 +226,50 @@ def test_other_threads_keep_pillow_s_limits_of_text() -> None:
     before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
     while_loading(with_chunks(PNG, text(b"zTXt", LARGE)), act)
     assert before == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}], ids=str
+)
+def test_a_jpeg_cut_anywhere_is_its_picture_or_refused(options: dict[str, object]) -> None:
+    smooth = colours(6, 8).resize((96, 72), Image.Resampling.BICUBIC)
+    whole = encoded(smooth, "JPEG", **options)
+    expected = load_rgb(whole).image.tobytes()
+    read = 0
+    for cut in range(1, len(whole) - 650):
+        try:
+            loaded = load_rgb(whole[:-cut])
+        except ImageError:
+            continue
+        read += 1
+        assert loaded.image.tobytes() == expected, cut
+    assert 2 <= read < 10
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("GIF", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("PPM", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("JPEG2000", {}),
+        ("JPEG2000", {"tile_size": (16, 16)}),
+        ("JPEG2000", {"no_jp2": True, "tile_size": (16, 16), "irreversible": True}),
+        ("JPEG2000", {"no_jp2": True, "quality_layers": [40, 10], "irreversible": True}),
+        ("AVIF", {}),
+    ],
+    ids=str,
+)
+def test_a_file_cut_anywhere_is_its_picture_or_refused(file_format: str, options: dict[str, object]) -> None:
+    whole = encoded(colours(24, 32), file_format, **options)
+    expected = load_rgb(whole).image.tobytes()
+    for cut in range(1, len(whole), 1 + len(whole) // 300):
+        with contextlib.suppress(ImageError):
+            assert load_rgb(whole[:-cut]).image.tobytes() == expected, cut
