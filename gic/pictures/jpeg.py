@@ -68,8 +68,10 @@ def lacks_tiles(data: bytes) -> bool:
             found[tile] += 1
             stated[tile] = max(stated[tile], parts)
             if size == 0:  # to the end
-                return not data.endswith(_END)
+                return _END not in data[at:]
             at += size
     except (ValueError, ZeroDivisionError, struct.error):
         return True
+    if data[at : at + 2] == _END:
+        return False
     return at > len(data) or len(found) < tiles or any(found[tile] < stated[tile] for tile in stated)

@@ -273,3 +273,15 @@ def test_a_file_cut_anywhere_is_its_picture_or_refused(file_format: str, options
     for cut in range(1, len(whole), 1 + len(whole) // 300):
         with contextlib.suppress(ImageError):
             assert load_rgb(whole[:-cut]).image.tobytes() == expected, cut
+
+
+def test_a_jpeg_2000_whose_last_part_reaches_to_the_end_is_read() -> None:
+    whole = encoded(colours(), "JPEG2000")
+    at = whole.rindex(b"\xff\x90\0\x0a") + 6
+    box = whole.index(b"jp2c") - 4
+    open_end = whole[:at] + bytes(4) + whole[at + 4 :]
+    assert load_rgb(open_end).image.tobytes() == load_rgb(whole).image.tobytes()
+    open_end = bytes(4).join((whole[:box], open_end[box + 4 : len(whole)]))  # a box without a length as well
+    for cut in range(2, 2000, 37):
+        with pytest.raises(ImageError):
+            load_rgb(open_end[:-cut])
