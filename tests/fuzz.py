@@ -46,6 +46,7 @@ def originals(codec: ImageCodec) -> list[bytes]:
         codec.compress(small, q=4.0, quantizer="dither", seed=7),
         codec.compress(picture(70, 66, "noise"), q=4.0, tile=64),
         codec.compress(picture(1, 1), q=1.0),
+        codec.compress(small[:1].expand(3, -1, -1), q=2.0),
     ]
     return [*files, pack(replace(unpack(files[0]), metadata=Metadata(b"exif" * 9, b"icc" * 9)))]
 

@@ -132,8 +132,10 @@ class ImageCodec(Engine):
         """
         file = self.open(data)
         image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
-        if file.channels == 1:
-            image = image.getchannel(0)
+        if file.grey:
+            image = image.convert("L")
+            if file.channels == 3:
+                image = image.convert("RGB")
         if file.metadata.icc:
             image.info["icc_profile"] = file.metadata.icc
         if file.metadata.exif:
@@ -149,8 +151,10 @@ class ImageCodec(Engine):
         sampler: str | Sampler | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU."""
-        return self._decode(self.open(data), realism, steps, sampler, seed, None)
+        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU; channels of a grey picture are the same."""
+        file = self.open(data)
+        pixels = self._decode(file, realism, steps, sampler, seed, None)
+        return to_tensor(to_image(pixels).convert("L").convert("RGB")) if file.grey else pixels
 
     def _decode(
         self,
@@ -182,8 +186,7 @@ class ImageCodec(Engine):
             )
             return self.model.compressor.synthesise(y_hat, r)
 
-        pixels = Decoding(self, file, reconstruct, progress).run()
-        return to_tensor(to_image(pixels).convert("L").convert("RGB")) if file.grey else pixels
+        return Decoding(self, file, reconstruct, progress).run()
 
     def open(self, data: bytes) -> GicFile:
         """Read a file's fields and check that it was made with this model at a level in its range.

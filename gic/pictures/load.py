@@ -86,7 +86,8 @@ def load_rgb(
     out, and the end of a JPEG or PNG may be missing after the last pixel.
 
     Args:
-        source: A path, the bytes of a file, an open binary file, or a Pillow image.
+        source: A path, the bytes of a file, an open binary file, or a Pillow image; of one that is loaded already, what
+            Pillow does not tell (cICP, nclx, a transparent colour of less or more than 8 bit) is lost.
         name: What to call the picture in errors; by default its path.
         max_pixels: Largest width times height; checked from the header, before anything is decoded.
         keep_profile: Leave the pixels of a picture with an RGB profile as they are and hand the profile over.
