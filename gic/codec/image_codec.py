@@ -151,7 +151,7 @@ class ImageCodec(Engine):
         sampler: str | Sampler | None = None,
         seed: int = 0,
     ) -> Tensor:
-        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU; channels of a grey picture are the same."""
+        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU; grey ones with equal channels."""
         file = self.open(data)
         pixels = self._decode(file, realism, steps, sampler, seed, None)
         return to_tensor(to_image(pixels).convert("L").convert("RGB")) if file.grey else pixels
