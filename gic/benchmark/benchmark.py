@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from gic.benchmark.bd_rate import bd_renderable, bd_table
 from gic.benchmark.cache import Cache
 from gic.benchmark.codecs import BenchmarkCodec, Gic, curve_name
 from gic.benchmark.curves import save_curves
-from gic.benchmark.published import PublishedCurve, read_published
+from gic.benchmark.published import PublishedCurve, of_as_many, read_published
 from gic.benchmark.report import write_report
-from gic.benchmark.results import Results, save_results
+from gic.benchmark.results import Point, Results, save_results
 from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
 from gic.data.stream import EvalImages
 from gic.errors import ConfigError, require
@@ -43,7 +44,7 @@ class Benchmark:
         limit: Only the first so many images.
         report_images: Number of images that the report shows.
         anchor: Reference curve of the BD-rates; if left out avif if it was measured, else the last one.
-        published: CSV file with published rate points to draw in.
+        published: CSV file with published rate points to draw in, if they are over as many images as the run.
         published_dataset: Name of the data set in that file.
         published_codecs: Names of the codecs in that file; all if left out.
     """
@@ -129,6 +130,10 @@ class Benchmark:
         if not first:
             return None
         results = runner.results(records, sets, about)
+        self.published, undrawn = of_as_many(self.published, len(results.images))
+        if undrawn:
+            results = replace(results, not_computed={**results.not_computed, "published points": undrawn})
+            print(f"WARNING: {undrawn}", file=sys.stderr)
         self._write(results, records)
         return results
 
@@ -257,25 +262,34 @@ class ProgressReporter:
         self._progress.update(self._task, description=f"{name} {what}")
 
 
+def _cell(point: Point, name: str) -> str:
+    """A mean as text, with the number of its images where they are not all."""
+    mean, count = point.mean(name), len(point.having(name))
+    if mean is None:
+        return "–"
+    text = f"{mean:.4f}" if abs(mean) < 10 else f"{mean:.2f}"
+    return f"{text} (n = {count})" if count < len(point.images) else text
+
+
 def print_summary(results: Results, bd_rows: Sequence[Mapping[str, Any]]) -> None:
     """Print means and BD-rates as tables."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 40 + 12 * len(results.metrics))  # a log file has no width limit
     table = Table(title=f"means of {len(results.images)} images, real files")
-    for heading in ("curve", "setting", "bits per pixel", *(info.label for info in results.metrics.values()), "s", "s"):
+    for heading in ("curve", "setting", "bits per pixel", *map(results.label, results.metrics.values()), "s", "s"):
         table.add_column(heading, justify="left" if heading in ("curve", "setting") else "right")
     table.columns[-2].header, table.columns[-1].header = "encode s", "decode s"
     for curve in results.curves:
         for point in curve.points:
-            values = [point.mean(name) for name in ("bits_per_pixel", *results.metrics)]
-            seconds = [point.mean("encode_seconds"), point.mean("decode_seconds")]
-            cells = ["n/a" if v is None else f"{v:.4f}" if abs(v) < 10 else f"{v:.2f}" for v in [*values, *seconds]]
-            table.add_row(curve.name, point.setting, *cells)
+            names = ("bits_per_pixel", *results.metrics, "encode_seconds", "decode_seconds")
+            table.add_row(curve.name, point.setting, *(_cell(point, name) for name in names))
         table.add_section()
+    if not console.is_terminal:  # a log file has no width limit
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)
+    for remark in results.remarks():
+        print(f"WARNING: {remark}", file=sys.stderr)
     if bd_rows:
-        console.print(bd_renderable(bd_rows, results.metrics))
+        console.print(bd_renderable(bd_rows, results))

@@ -129,6 +129,44 @@ def test_a_second_run_measures_nothing_and_says_the_same(place, monkeypatch):
     assert changed == json.loads(first)
 
 
+def test_a_white_picture_costs_no_metric_its_mean(place, shared, monkeypatch, capsys):
+    """NIQE has no value for it where a codec keeps it, as JPEG does; PSNR is infinite there."""
+    monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
+    Image.new("RGB", (120, 100), "white").save("pictures/white.png")
+    Image.fromarray(array(picture(130, 110, "edges", 7))).save("pictures/large.png")
+    assert command("--metrics", "[psnr, niqe, fid768]", "--data", "[pictures/white.png, pictures/large.png]") == 0
+    printed = capsys.readouterr()
+    out = place / "out"
+    results = load_results(out / "results.json")
+    assert list(results.metrics) == ["psnr", "niqe"] and "0 patches" in results.not_computed["fid768"]
+    for point in next(curve for curve in results.curves if curve.name == "jpeg").points:
+        for metric in ("niqe", "psnr"):
+            assert point.images["white.png"].metrics[metric] is None
+            assert point.mean(metric) == point.images["large.png"].metrics[metric]
+    assert results.common("niqe") == results.common("psnr") == ["large.png"]
+    assert "WARNING: NIQE has no value for 1 of 2 images" in printed.err
+    for text in (printed.out, (out / "report.html").read_text()):
+        assert "(n = 1)" in text
+    assert "NIQE has no value for 1 of 2 images" in (out / "report.html").read_text()
+    assert "n = 1 of 2 images" in (out / "curves" / "niqe.svg").read_text()
+
+
+def test_fid_of_two_patches_is_said_to_be_of_two_patches(place, shared, monkeypatch, capsys):
+    monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
+    for number in range(2):
+        Image.fromarray(array(picture(256, 260, "edges", number))).save(f"pictures/p{number}.png")
+    settings = (place / "test.yaml").read_text().replace("q: [1.0, 2.0, 4.0, 6.0]", "q: [2.0, 6.0]")
+    (place / "test.yaml").write_text(settings.replace("[10, 30, 60, 90]", "[30]"))
+    assert command("--metrics", "[fid768, kid768]", "--limit", "2") == 0
+    printed = capsys.readouterr()
+    said = "is over 2 patches: below 768 it must not be compared with values over other images"
+    report = (place / "out" / "report.html").read_text()
+    assert f"WARNING: FID-768 (256x256 patches) {said}" in printed.err
+    assert f"FID-768 (256x256 patches) {said}" in report and "FID-768 (256x256 patches), n = 2" in report
+    assert "n = 2" in printed.out
+    assert "n = 2 patches" in (place / "out" / "curves" / "fid768.svg").read_text()
+
+
 def test_what_cannot_be_computed_is_listed(place, monkeypatch, capsys):
     monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(place / "nowhere"))
     monkeypatch.setenv("TORCH_HOME", str(place / "empty"))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gic.benchmark.curves import STRONG, save_curves
+from gic.benchmark.curves import save_curves
+from gic.benchmark.palette import STRONG
 from gic.benchmark.published import PublishedCurve, read_published
 from gic.benchmark.results import Curve, Measurement, Point, Results
 from gic.errors import DataError
@@ -48,6 +49,7 @@ PUBLISHED: list[PublishedCurve] = [
         "name": "HiFiC",
         "source": "somewhere",
         "note": "",
+        "images": None,
         "points": [
             {"bits_per_pixel": 0.001, "metrics": {"psnr": 5.0}},
             {"bits_per_pixel": 0.2, "metrics": {"psnr": 27.0}},
@@ -101,7 +103,8 @@ def test_published_points_at_other_rates_are_left_out(tmp_path: Path) -> None:
     made = results(musiq=METRICS["musiq"])
 
     def published(rate: float) -> list[PublishedCurve]:
-        return [{"name": "x", "source": "", "note": "", "points": [{"bits_per_pixel": rate, "metrics": {"musiq": 60}}]}]
+        point = {"bits_per_pixel": rate, "metrics": {"musiq": 60.0}}
+        return [{"name": "x", "source": "", "note": "", "images": None, "points": [point]}]
 
     without = one(tmp_path / "without", made)
     assert one(tmp_path / "far", made, published(0.004)) == without
