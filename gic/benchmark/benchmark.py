@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from gic.benchmark.published import PublishedCurve, of_as_many, read_published
 from gic.benchmark.report import write_report
 from gic.benchmark.results import Point, Results, save_results
 from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
+from gic.codec.weights import default_checkpoint
 from gic.data.stream import EvalImages
-from gic.errors import ConfigError, require
+from gic.errors import ConfigError, GicError, require
 from gic.files import write_bytes
 from gic.quality.metric import ImageMetric, SetMetric
 from gic.quality.metrics import make_metrics
+from gic.quality.weights import missing_files
 
 DEFAULT_METRICS = ("psnr", "ms_ssim", "lpips_alex")
 
@@ -88,6 +91,31 @@ class Benchmark:
             read_published(Path(published), published_dataset, published_codecs) if published else ()
         )
 
+    def check(self, checkpoint: str | None = None) -> None:
+        """Look for the images and the weights of the codecs, before anything is loaded or downloaded.
+
+        Args:
+            checkpoint: Weights of the codecs that name none.
+
+        Raises:
+            ConfigError: If any are missing; the text names them all.
+        """
+        problems = []
+        try:
+            EvalImages(self.data, limit=self.limit)
+        except GicError as error:
+            problems.append(str(error))
+        for name in dict.fromkeys(codec.checkpoint or checkpoint for codec in self.codecs):
+            try:
+                path = default_checkpoint() if name is None else Path(name)
+            except GicError as error:
+                problems.append(str(error))
+                continue
+            if not path.is_file():
+                problems.append(f"no checkpoint {path}: name an existing .ckpt or .safetensors file")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
     def run(
         self, team: ProcessGroup, command: Sequence[str], checkpoint: str | None = None, trust: Sequence[str] = ()
     ) -> Results | None:
@@ -105,24 +133,25 @@ class Benchmark:
         for codec in self.codecs:
             codec.checkpoint = codec.checkpoint or checkpoint
             codec.trust = trust
+        first = team.rank == 0
+        runner = Runner(
+            [*self.codecs, *self.baselines], (), (), Cache(self.cache), team, report_images=self.report_images
+        )
+        named = [name for name in self.metrics if isinstance(name, str)]
+        if first:
+            with suppress(GicError):  # make_metrics says what is wrong
+                if absent := missing_files(named, self.weights):
+                    print(f"not here, to be downloaded: {', '.join(absent)}", file=sys.stderr)
         image_metrics, set_metrics, missing = make_metrics(self.metrics, self.weights, str(team.device))
         if not image_metrics and not set_metrics:
             raise ConfigError("none of the metrics can be computed: " + "; ".join(missing.values()))
-        runner = Runner(
-            [*self.codecs, *self.baselines],
-            image_metrics,
-            set_metrics,
-            Cache(self.cache),
-            team,
-            report_images=self.report_images,
-        )
+        runner.measure_with(image_metrics, set_metrics)
         runner.not_computed.update(missing)
-        first = team.rank == 0
         for name, reason in runner.not_computed.items():
             if first:
                 print(f"not computed: {name}: {reason}", file=sys.stderr)
-        named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
-        about = about_run(command, team.device, named)  # before the run, since the code may change meanwhile
+        weights = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
+        about = about_run(command, team.device, weights)  # before the run, since the code may change meanwhile
         with ProgressReporter(self._count(team)) as runner.say:
             mine, failures = runner.run(self.data, self.limit)
         records = runner.collect(mine, failures)

@@ -129,9 +129,7 @@ class Runner:
         say: Progress | None = None,
     ) -> None:
         check_names(codecs)
-        self.image_metrics = list(image_metrics)
-        self.set_metrics = list(set_metrics)
-        self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
+        self.measure_with(image_metrics, set_metrics)
         self.cache = cache
         self.team = team or SingleProcess()
         self.report_images = report_images
@@ -146,6 +144,12 @@ class Runner:
                 codec.start(str(self.team.device))
                 self.codecs.append(codec)
         self._warm: set[str] = set()
+
+    def measure_with(self, image_metrics: Sequence[ImageMetric], set_metrics: Sequence[SetMetric]) -> None:
+        """Take these metrics, before the first image."""
+        self.image_metrics = list(image_metrics)
+        self.set_metrics = list(set_metrics)
+        self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
 
     # --- measuring ------------------------------------------------------------------------------------------------
 

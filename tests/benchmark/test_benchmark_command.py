@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from metric_files import isolate
 from PIL import Image
 from small import CONFIG, array, picture, small_model
 
@@ -208,3 +209,57 @@ def test_a_broken_image_is_named_and_no_mean_is_written(place, capsys):
     assert command() == 2
     assert "broken.png" in capsys.readouterr().err
     assert not (place / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("absent", [["lightning"], ["bjontegaard", "tensorboard"], ["matplotlib"], ["torchmetrics"]])
+def test_without_a_package_that_every_run_needs_nothing_is_begun(place, absent, monkeypatch, capsys):
+    """Also those that are used only when all is measured: the figures, BD-rates and TensorBoard's log."""
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert command() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("needed here and not installed: pip install 'gic[train]'")
+    assert all(name in line for name in absent)
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("absent", "metric"),
+    [("pyiqa", "niqe"), ("timm", "niqe"), ("lpips", "lpips_alex"), ("torch_fidelity", "fid768"),
+     ("pytorch_msssim", "ms_ssim")],
+)  # fmt: skip
+def test_without_a_package_of_a_metric_the_others_are_measured(place, absent, metric, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split(".")[0] in (absent, "pyiqa")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, absent, None)
+    assert command("--metrics", f"[psnr, {metric}]", "--limit", "1") == 0
+    results = load_results(place / "out" / "results.json")
+    assert list(results.metrics) == ["psnr"]
+    assert absent in results.not_computed[metric] and "pip install 'gic[train]'" in results.not_computed[metric]
+
+
+def test_what_is_missing_is_said_at_once_and_before_any_network(place, monkeypatch, capsys):
+    from gic.benchmark import benchmark
+
+    def never(*arguments):
+        raise AssertionError("no metric should be made")
+
+    monkeypatch.setattr(benchmark, "make_metrics", never)
+    assert command("--data", "nothere", "--ckpt_path", "nowhere.ckpt") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothere" in line and "no checkpoint nowhere.ckpt" in line
+
+
+def test_a_wrong_level_is_said_before_any_network(place, monkeypatch, capsys):
+    from gic.benchmark import benchmark
+
+    monkeypatch.setattr(benchmark, "make_metrics", lambda *arguments: 1 / 0)
+    assert command("--codecs.q", "[100]") == 2
+    assert "100" in capsys.readouterr().err
+
+
+def test_files_that_must_be_downloaded_are_listed_before_the_first_of_them(place, monkeypatch, capsys):
+    isolate(monkeypatch, place)
+    assert command("--metrics", "[psnr, lpips_vgg, niqe]", "--limit", "1") == 0
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == "not here, to be downloaded: vgg16-397923af.pth, niqe_modelparameters.mat"
