@@ -263,3 +263,15 @@ def test_files_that_must_be_downloaded_are_listed_before_the_first_of_them(place
     assert command("--metrics", "[psnr, lpips_vgg, niqe]", "--limit", "1") == 0
     first, *_ = capsys.readouterr().err.splitlines()
     assert first == "not here, to be downloaded: vgg16-397923af.pth, niqe_modelparameters.mat"
+
+
+def test_published_points_of_other_images_are_left_out_and_that_is_said(place, capsys):
+    (place / "points.csv").write_text("dataset,codec,bpp,psnr\nkodak,HiFiC,1.0,30\nkodak,HiFiC,2.0,33\n")
+    assert command("--published", "points.csv") == 0
+    said = "1 of 1 published curves are over 24 images and this run over 3: they are not drawn"
+    assert f"WARNING: {said}" in capsys.readouterr().err
+    out = place / "out"
+    assert load_results(out / "results.json").not_computed["published points"] == said
+    report = (out / "report.html").read_text()
+    assert said in report and "HiFiC" not in report
+    assert "HiFiC" not in (out / "curves" / "psnr.svg").read_text()
