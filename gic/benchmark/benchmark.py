@@ -191,19 +191,20 @@ class Benchmark:
         )
 
     def _tensorboard(self, results: Results) -> None:
-        """Each metric of each curve over the rate; TensorBoard's step is thousandths of a bit per pixel."""
+        """Each metric of each curve over the rate, as in the figures; the step is thousandths of a bit per pixel."""
         require("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.output / "tensorboard")) as board:
             for curve in results.curves:
-                for point in curve.points:
-                    rate = point.mean("bits_per_pixel")
-                    for name in results.metrics:
-                        value = point.mean(name)
-                        if rate is not None and value is not None:
-                            tag = f"test/{name}/{curve.name}"
-                            board.add_scalar(tag, value, round(1000 * rate))
+                for name, metric in results.metrics.items():
+                    keys = results.common(name)
+                    over = f" ({results.over(metric)})" if metric.kind == "image" and results.over(metric) else ""
+                    for point in curve.points:
+                        if keys and point.having(name):
+                            rate, value = point.mean("bits_per_pixel", keys), point.mean(name, keys)
+                            assert rate is not None
+                            board.add_scalar(f"test/{name}/{curve.name}{over}", value, round(1000 * rate))
 
 
 class RecordPictures:

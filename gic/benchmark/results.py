@@ -168,10 +168,12 @@ class Results:
         """What must be known to read the values: means over fewer images, and sets of too few patches."""
         lines = []
         for name, info in self.metrics.items():
+            points = [point for curve in self.curves for point in curve.points]
             if info.kind == "set":
                 lines += [text] if name in self.patches and (text := info.caution(self.patches[name])) else []
+                without_any = sum(name not in point.sets for point in points)
+                lines += [f"{info.label} has no value at {without_any} of {len(points)} points"] if without_any else []
                 continue
-            points = [point for curve in self.curves for point in curve.points]
             without: dict[str, str] = {}
             for point in points:
                 for key, measured in point.images.items():

@@ -35,6 +35,7 @@ from gic.benchmark.results import SCHEMA, Curve, Measurement, Point, Results
 from gic.data.stream import EvalImages
 from gic.errors import DataError, GicError
 from gic.pictures.tensors import to_image, to_tensor
+from gic.quality.metric import FAILURES, one_line
 from gic.version import __version__
 
 if TYPE_CHECKING:
@@ -248,7 +249,12 @@ class Runner:
         for identity, extractor in self.extractors.items():
             place = key_of(key, identity)
             if self.cache.read_array(place) is None:
-                self.cache.write_array(place, extractor(picture()))
+                image = picture()
+                try:
+                    features = extractor(image)
+                except FAILURES as error:
+                    raise DataError(f"{identity.split(',')[0]} fails: {one_line(error)}") from error
+                self.cache.write_array(place, features)
             record.features[identity, curve, setting] = place
 
     # --- putting together -----------------------------------------------------------------------------------------
@@ -296,8 +302,12 @@ class Runner:
                         self.not_computed.update({metric.info.name: few for metric in judges})
                     continue
                 for metric in judges:
-                    if len(together) > 1:
-                        value = metric.value(together, originals[identity])
+                    if len(together) > 1 and metric.info.name not in self.not_computed:
+                        try:
+                            value = metric.value(together, originals[identity])
+                        except FAILURES as error:
+                            self.not_computed[metric.info.name] = f"its computation fails: {one_line(error)}"
+                            continue
                         if np.isfinite(value):
                             values.setdefault((curve, setting), {})[metric.info.name] = value
         return values

@@ -62,6 +62,11 @@ class MetricInfo:
         )
 
 
+def one_line(error: BaseException) -> str:
+    """A library's error, of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class NoValueError(Exception):
     """A metric is not defined for an image; the text says why."""
 
@@ -153,7 +158,7 @@ class ImageMetric(Metric):
         except NoValueError as reason:
             return str(reason)
         except FAILURES as error:
-            text = " ".join(str(error).split())[:200] or type(error).__name__
+            text = one_line(error)
             if isinstance(error, MemoryError) or any(sign in text for sign in MACHINE_FAILS):
                 raise DataError(f"{self.info.name} fails on an image of {width} x {height} pixels: {text}") from error
             return f"its computation fails: {text}"

@@ -435,6 +435,38 @@ def test_the_number_of_patches_is_kept_and_too_few_are_remarked(pictures, tmp_pa
     assert results.over(results.metrics["enough"]) == "n = 20 patches"
 
 
+def test_a_metric_of_sets_that_fails_costs_nothing_else(pictures, tmp_path):
+    class Fails(Distance):
+        info = MetricInfo("fails", "Fails", False, "set", "distance of mean features")
+
+        def value(self, features, reference):
+            raise np.linalg.LinAlgError("SVD did not converge")
+
+    class Sometimes(Distance):
+        info = MetricInfo("sometimes", "Sometimes", False, "set", "distance of mean features")
+
+        def value(self, features, reference):
+            return super().value(features, reference) if features.max() > 200 else float("nan")
+
+    results = measured(pictures, tmp_path, sets=[Fails(), Sometimes()])
+    assert results.not_computed == {"fails": "its computation fails: SVD did not converge"}
+    assert list(results.metrics) == ["difference", "sometimes"]
+    (remark,) = results.remarks()
+    assert remark == "Sometimes has no value at 4 of 4 points"
+
+
+def test_features_that_fail_on_an_image_name_it(pictures, tmp_path):
+    class Breaks(Corners):
+        def __call__(self, image):
+            if image.shape[-1] == 64:
+                raise RuntimeError("no features\nfor this")
+            return super().__call__(image)
+
+    runner = Runner([Posterise()], [], [Distance(Breaks())], Cache(tmp_path / "cache"))
+    mine, failures = runner.run(str(pictures))
+    assert len(mine) == 4 and failures == [f"{pictures}/picture4.png: means of quarters fails: no features for this"]
+
+
 # --- gic among the codecs -----------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,7 @@ def test_a_white_picture_costs_no_metric_its_mean(place, shared, monkeypatch, ca
         assert "(n = 1)" in text
     assert "NIQE has no value for 1 of 2 images" in (out / "report.html").read_text()
     assert "n = 1 of 2 images" in (out / "curves" / "niqe.svg").read_text()
+    assert b"test/niqe/jpeg (n = 1 of 2 images)" in next((out / "tensorboard").iterdir()).read_bytes()
 
 
 def test_fid_of_two_patches_is_said_to_be_of_two_patches(place, shared, monkeypatch, capsys):
