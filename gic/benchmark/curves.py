@@ -159,11 +159,13 @@ def _figure(metrics: Sequence[MetricInfo], lines: Sequence[_Line], results: Resu
     for panel in panels[len(metrics) :]:
         panel.remove()
     rates = [rate for line in shown for metric in metrics for rate, _ in line.points.get(metric.name, ())]
+    gaps = any(results.over(metric) for metric in metrics if metric.kind == "image")
+    unless = " where not stated" if gaps else ""
     for number, (panel, metric) in enumerate(zip(panels, metrics, strict=False)):
         _panel(panel, metric, lines, results)
         panel.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
         if number + columns >= len(metrics):  # the lowest of its column
-            panel.set_xlabel(f"bits per pixel (mean, n = {len(results.images)})")
+            panel.set_xlabel(f"bits per pixel (mean, n = {len(results.images)}{unless})")
     figure.legend(handles=handles, loc="outside right upper", fontsize=8.5)
     return figure
 

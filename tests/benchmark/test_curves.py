@@ -190,7 +190,7 @@ def test_a_curve_with_gaps_is_drawn_over_the_images_that_all_have(tmp_path: Path
     images = made.curves[0].points[2].images
     images["b"] = replace(images["b"], metrics={"musiq": None})  # type: ignore[index]
     drawn = one(tmp_path / "gap", made)
-    assert "n = 1 of 2 images" in drawn
+    assert "n = 1 of 2 images" in drawn and "n = 2 where not stated" in drawn
     images["a"] = replace(images["a"], metrics={"musiq": None})  # type: ignore[index]
     assert "n = 1 of 2 images" not in one(tmp_path / "none", made)  # a point without any value is left out
 
