@@ -77,6 +77,7 @@ def write_report(
     """
     embedded = _Embedded()
     drawn = looks(results)
+    common = {name: results.common(name) for name in results.metrics}
     outside = published_looks([curve["name"] for curve in published])
     images = [_image_data(results, key, pictures, embedded) for key in pictures.keys]
     data = {
@@ -91,7 +92,7 @@ def write_report(
             }
             for m in results.metrics.values()
         ],
-        "curves": [_curve_data(curve, results) | drawn[curve.name]._asdict() for curve in results.curves],
+        "curves": [_curve_data(curve, results, common) | drawn[curve.name]._asdict() for curve in results.curves],
         "published": [
             {
                 "name": curve["name"],
@@ -185,11 +186,11 @@ def _reconstruction_file(image: Image.Image) -> tuple[bytes, str]:
     return _saved(image, "WEBP", lossless=True), "image/webp"
 
 
-def _curve_data(curve: Curve, results: Results) -> dict[str, Any]:
+def _curve_data(curve: Curve, results: Results, common: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """A curve for the charts: each value with its rate, both over the images that all curves have in common."""
 
     def pair(point: Point, name: str) -> list[float | None] | None:
-        keys = results.common(name)
+        keys = common[name]
         return [point.mean("bits_per_pixel", keys), point.mean(name, keys)] if keys and point.having(name) else None
 
     return {

@@ -97,8 +97,9 @@ def common_images(points: Iterable[Point], metric: str) -> list[str]:
         points: At least one.
         metric: Name of the metric.
     """
-    sets = [having for point in points if (having := point.having(metric))]
-    return [key for key in sets[0] if all(key in having for having in sets[1:])] if sets else []
+    lists = [having for point in points if (having := point.having(metric))]
+    shared = set.intersection(*map(set, lists)) if lists else set()
+    return [key for key in lists[0] if key in shared] if lists else []
 
 
 @dataclass(frozen=True)
