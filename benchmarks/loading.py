@@ -1,6 +1,6 @@
 """Training images per second: shards against a folder, against the JPEG decoder's own limit, against what a step eats.
 
-    python benchmarks/loading.py [--train 'SHARDS/train-{000000..000003}.tar'] [--crop 128] [--output loading.json]
+    python benchmarks/loading.py [--train 'SHARDS/train-*.tar'] [--crop 128] [--output loading.json]
 
 - decoder: Pillow decodes the same JPEG files from memory to RGB, and nothing else: the floor;
 - folder: files of a folder in random order, decoded, cropped and scaled as gic does it, in this process;

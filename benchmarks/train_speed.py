@@ -1,6 +1,6 @@
 """Images per second of `gic fit`'s step against a bare PyTorch loop of the same model, and against CompressAI's.
 
-    python benchmarks/train_speed.py [--train 'SHARDS/train-{000000..000003}.tar'] [--output train_speed.json]
+    python benchmarks/train_speed.py [--train 'SHARDS/train-*.tar'] [--output train_speed.json]
 
 The stage is the compressor's (rate and distortion). All take turns in one process: a loop with nothing around it, the
 same step under Lightning on batches in memory, with logging (every tenth step), with the running average of the

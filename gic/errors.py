@@ -56,8 +56,11 @@ def require(package: str, extra: str = "train") -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != package.split(".")[0]:
-            raise
+        name, own = error.name or package, package.split(".")[0]
+        if name.split(".")[0] == own:
+            raise MissingExtraError(
+                f"the package {package!r} is needed here and is not installed: pip install 'gic[{extra}]'"
+            ) from error
         raise MissingExtraError(
-            f"the package {package!r} is needed here and is not installed: pip install 'gic[{extra}]'"
+            f"the package {own!r} needs {name!r}, which is not installed: pip install 'gic[{extra}]'"
         ) from error

@@ -57,6 +57,22 @@ def save_cnniqa(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def save_vgg(path: Path) -> Path:
+    """VGG-16 as torchvision publishes it."""
+    import torchvision
+
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16().state_dict()
+    torch.save(compact({name: torch.zeros(values.shape) for name, values in shapes.items()}), path)
+    return path
+
+
+def save_dists(path: Path) -> Path:
+    """The weights of DISTS as pyiqa publishes them."""
+    torch.save({name: torch.full((1, 1475, 1, 1), 0.1) for name in ("alpha", "beta")}, path)
+    return path
+
+
 def save_musiq(path: Path) -> Path:
     """MUSIQ as pyiqa publishes it."""
     from pyiqa.archs.musiq_arch import MUSIQ

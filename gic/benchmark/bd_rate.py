@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from gic.benchmark.results import Curve, Results
+from gic.benchmark.results import Curve, Results, common_images
 from gic.errors import require
 from gic.quality.metric import MetricInfo
 
@@ -37,6 +37,7 @@ class BDRate:
         rate_range: Lowest and highest bits per pixel of the curves there.
         anchor_points: Points of the anchor in that range.
         points: Points of the other curve in that range.
+        images: Images that it is over: those with a value at every point of both curves.
     """
 
     percent: float | None
@@ -45,6 +46,7 @@ class BDRate:
     rate_range: tuple[float, float] | None = None
     anchor_points: int = 0
     points: int = 0
+    images: int = 0
 
 
 def bd_rate(anchor: Curve, test: Curve, metric: MetricInfo) -> BDRate:
@@ -52,7 +54,8 @@ def bd_rate(anchor: Curve, test: Curve, metric: MetricInfo) -> BDRate:
 
     If more bits make a metric worse or leave it unchanged, one value belongs to several rates, and the difference is
     ambiguous. So both curves must be strictly monotone over the values that they share; beyond those, points past a
-    reversal are left out, since they are not used.
+    reversal are left out, since they are not used. Rates and values are means over the images that have a value at
+    every point of both curves.
 
     Args:
         anchor: The reference curve.
@@ -60,20 +63,23 @@ def bd_rate(anchor: Curve, test: Curve, metric: MetricInfo) -> BDRate:
         metric: The metric, of either direction.
 
     Returns:
-        The difference, or the reason why there is none: the metric is not defined, a curve has fewer than 4 points or
-        is not monotone, or they share less than 30 % of the metric's values of the shorter one.
+        The difference, or the reason why there is none: no image has all values, a curve has fewer than 4 points or is
+        not monotone, or they share less than 30 % of the metric's values of the shorter one.
 
     Raises:
         MissingExtraError: If the package bjontegaard is not installed.
     """
     sign = 1.0 if metric.higher_better else -1.0
     sides: list[list[tuple[float, float]]] = []
+    images = common_images([*anchor.points, *test.points], metric.name)
     for curve in (anchor, test):
         seen = set()  # a setting that changes nothing gives the same point twice
         for point in curve.points:
-            rate, value = point.mean("bits_per_pixel"), point.mean(metric.name)
-            if rate is None or value is None:
+            if not point.having(metric.name):
                 return BDRate(None, f"{metric.label} is not defined for {curve.name} at {point.setting}")
+            rate, value = point.mean("bits_per_pixel", images), point.mean(metric.name, images)
+            if rate is None or value is None:
+                return BDRate(None, f"no image has {metric.label} at all points of {anchor.name} and {test.name}")
             seen.add((rate, sign * value))
         if len(seen) < MIN_POINTS:
             return BDRate(None, f"{curve.name} has {len(seen)} points, {MIN_POINTS} are needed")
@@ -108,8 +114,8 @@ def bd_rate(anchor: Curve, test: Curve, metric: MetricInfo) -> BDRate:
         min_overlap=0,
     )
     ends = [10 ** float(curve(value)) for curve in (anchor_log10, log10) for value in (low, high)]
-    inside = [sum(low <= value <= high for value in side) for side in (anchor_values, values)]
-    return BDRate(float(percent), None, (first, last), (min(ends), max(ends)), *inside)
+    before, after = (sum(low <= value <= high for value in side) for side in (anchor_values, values))
+    return BDRate(float(percent), None, (first, last), (min(ends), max(ends)), before, after, len(images))
 
 
 def _monotone_piece(side: Sequence[tuple[float, float]], low: float, high: float) -> list[tuple[float, float]] | None:
@@ -156,13 +162,23 @@ def bd_table(results: Results, anchor: str) -> list[dict[str, Any]]:
     return rows
 
 
-def bd_renderable(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, MetricInfo]) -> Group:
+def fewer_images(row: Mapping[str, Any], total: int) -> str:
+    """How many images a row of :func:`bd_table` is over, where they are not all ``total``; else empty.
+
+    >>> fewer_images({"images": 23}, 24), fewer_images({"images": 24}, 24)
+    (' (n = 23)', '')
+    """
+    return f" (n = {row['images']})" if 0 < row.get("images", 0) < total else ""
+
+
+def bd_renderable(rows: Sequence[Mapping[str, Any]], results: Results) -> Group:
     """Rows of :func:`bd_table` for the terminal: a table with a line for each curve, and numbered reasons.
 
     Args:
         rows: At least one row.
-        metrics: Of the results, for the headings.
+        results: What they were made from.
     """
+    metrics, total = results.metrics, len(results.images)
     table = Table(title=f"BD-rate against {escape(rows[0]['anchor'])} (bits for equal quality)")
     names = list(dict.fromkeys(row["metric"] for row in rows))
     reasons = list(dict.fromkeys(row["reason"] for row in rows if row["reason"]))
@@ -172,7 +188,7 @@ def bd_renderable(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metri
     cells = {
         (row["curve"], row["metric"]): f"({reasons.index(row['reason']) + 1})"
         if row["percent"] is None
-        else f"{row['percent']:+.1f} %"
+        else f"{row['percent']:+.1f} %{fewer_images(row, total)}"
         for row in rows
     }
     for curve in dict.fromkeys(row["curve"] for row in rows):

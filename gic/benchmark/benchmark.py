@@ -6,6 +6,8 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from gic.benchmark.bd_rate import bd_renderable, bd_table
 from gic.benchmark.cache import Cache
 from gic.benchmark.codecs import BenchmarkCodec, Gic, curve_name
 from gic.benchmark.curves import save_curves
-from gic.benchmark.published import PublishedCurve, read_published
+from gic.benchmark.published import PublishedCurve, of_as_many, read_published
 from gic.benchmark.report import write_report
-from gic.benchmark.results import Results, save_results
+from gic.benchmark.results import Point, Results, save_results
 from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
+from gic.codec.weights import default_checkpoint
 from gic.data.stream import EvalImages
-from gic.errors import ConfigError, require
+from gic.errors import ConfigError, GicError, require
 from gic.files import write_bytes
 from gic.quality.metric import ImageMetric, SetMetric
 from gic.quality.metrics import make_metrics
+from gic.quality.weights import missing_files
 
 DEFAULT_METRICS = ("psnr", "ms_ssim", "lpips_alex")
 
@@ -43,7 +47,7 @@ class Benchmark:
         limit: Only the first so many images.
         report_images: Number of images that the report shows.
         anchor: Reference curve of the BD-rates; if left out avif if it was measured, else the last one.
-        published: CSV file with published rate points to draw in.
+        published: CSV file with published rate points to draw in, if they are over as many images as the run.
         published_dataset: Name of the data set in that file.
         published_codecs: Names of the codecs in that file; all if left out.
     """
@@ -87,6 +91,31 @@ class Benchmark:
             read_published(Path(published), published_dataset, published_codecs) if published else ()
         )
 
+    def check(self, checkpoint: str | None = None) -> None:
+        """Look for the images and the weights of the codecs, before anything is loaded or downloaded.
+
+        Args:
+            checkpoint: Weights of the codecs that name none.
+
+        Raises:
+            ConfigError: If any are missing; the text names them all.
+        """
+        problems = []
+        try:
+            EvalImages(self.data, limit=self.limit)
+        except GicError as error:
+            problems.append(str(error))
+        for name in dict.fromkeys(codec.checkpoint or checkpoint for codec in self.codecs):
+            try:
+                path = default_checkpoint() if name is None else Path(name)
+            except GicError as error:
+                problems.append(str(error))
+                continue
+            if not path.is_file():
+                problems.append(f"no checkpoint {path}: name an existing .ckpt or .safetensors file")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
     def run(
         self, team: ProcessGroup, command: Sequence[str], checkpoint: str | None = None, trust: Sequence[str] = ()
     ) -> Results | None:
@@ -104,24 +133,25 @@ class Benchmark:
         for codec in self.codecs:
             codec.checkpoint = codec.checkpoint or checkpoint
             codec.trust = trust
+        first = team.rank == 0
+        runner = Runner(
+            [*self.codecs, *self.baselines], (), (), Cache(self.cache), team, report_images=self.report_images
+        )
+        named = [name for name in self.metrics if isinstance(name, str)]
+        if first:
+            with suppress(GicError):  # make_metrics says what is wrong
+                if absent := missing_files(named, self.weights):
+                    print(f"not here, to be downloaded: {', '.join(absent)}", file=sys.stderr)
         image_metrics, set_metrics, missing = make_metrics(self.metrics, self.weights, str(team.device))
         if not image_metrics and not set_metrics:
             raise ConfigError("none of the metrics can be computed: " + "; ".join(missing.values()))
-        runner = Runner(
-            [*self.codecs, *self.baselines],
-            image_metrics,
-            set_metrics,
-            Cache(self.cache),
-            team,
-            report_images=self.report_images,
-        )
+        runner.measure_with(image_metrics, set_metrics)
         runner.not_computed.update(missing)
-        first = team.rank == 0
         for name, reason in runner.not_computed.items():
             if first:
                 print(f"not computed: {name}: {reason}", file=sys.stderr)
-        named = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
-        about = about_run(command, team.device, named)  # before the run, since the code may change meanwhile
+        weights = checkpoint or next((c.checkpoint for c in self.codecs if c.checkpoint), None)
+        about = about_run(command, team.device, weights)  # before the run, since the code may change meanwhile
         with ProgressReporter(self._count(team)) as runner.say:
             mine, failures = runner.run(self.data, self.limit)
         records = runner.collect(mine, failures)
@@ -129,6 +159,10 @@ class Benchmark:
         if not first:
             return None
         results = runner.results(records, sets, about)
+        self.published, undrawn = of_as_many(self.published, len(results.images))
+        if undrawn:
+            results = replace(results, not_computed={**results.not_computed, "published points": undrawn})
+            print(f"WARNING: {undrawn}", file=sys.stderr)
         self._write(results, records)
         return results
 
@@ -157,19 +191,20 @@ class Benchmark:
         )
 
     def _tensorboard(self, results: Results) -> None:
-        """Each metric of each curve over the rate; TensorBoard's step is thousandths of a bit per pixel."""
+        """Each metric of each curve over the rate, as in the figures; the step is thousandths of a bit per pixel."""
         require("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.output / "tensorboard")) as board:
             for curve in results.curves:
-                for point in curve.points:
-                    rate = point.mean("bits_per_pixel")
-                    for name in results.metrics:
-                        value = point.mean(name)
-                        if rate is not None and value is not None:
-                            tag = f"test/{name}/{curve.name}"
-                            board.add_scalar(tag, value, round(1000 * rate))
+                for name, metric in results.metrics.items():
+                    keys = results.common(name)
+                    over = f" ({results.over(metric)})" if metric.kind == "image" and results.over(metric) else ""
+                    for point in curve.points:
+                        if keys and point.having(name):
+                            rate, value = point.mean("bits_per_pixel", keys), point.mean(name, keys)
+                            assert rate is not None
+                            board.add_scalar(f"test/{name}/{curve.name}{over}", value, round(1000 * rate))
 
 
 class RecordPictures:
@@ -257,25 +292,34 @@ class ProgressReporter:
         self._progress.update(self._task, description=f"{name} {what}")
 
 
+def _cell(point: Point, name: str) -> str:
+    """A mean as text, with the number of its images where they are not all."""
+    mean, count = point.mean(name), len(point.having(name))
+    if mean is None:
+        return "–"
+    text = f"{mean:.4f}" if abs(mean) < 10 else f"{mean:.2f}"
+    return f"{text} (n = {count})" if count < len(point.images) else text
+
+
 def print_summary(results: Results, bd_rows: Sequence[Mapping[str, Any]]) -> None:
     """Print means and BD-rates as tables."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 40 + 12 * len(results.metrics))  # a log file has no width limit
     table = Table(title=f"means of {len(results.images)} images, real files")
-    for heading in ("curve", "setting", "bits per pixel", *(info.label for info in results.metrics.values()), "s", "s"):
+    for heading in ("curve", "setting", "bits per pixel", *map(results.label, results.metrics.values()), "s", "s"):
         table.add_column(heading, justify="left" if heading in ("curve", "setting") else "right")
     table.columns[-2].header, table.columns[-1].header = "encode s", "decode s"
     for curve in results.curves:
         for point in curve.points:
-            values = [point.mean(name) for name in ("bits_per_pixel", *results.metrics)]
-            seconds = [point.mean("encode_seconds"), point.mean("decode_seconds")]
-            cells = ["n/a" if v is None else f"{v:.4f}" if abs(v) < 10 else f"{v:.2f}" for v in [*values, *seconds]]
-            table.add_row(curve.name, point.setting, *cells)
+            names = ("bits_per_pixel", *results.metrics, "encode_seconds", "decode_seconds")
+            table.add_row(curve.name, point.setting, *(_cell(point, name) for name in names))
         table.add_section()
+    if not console.is_terminal:  # a log file has no width limit
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
     console.print(table)
+    for remark in results.remarks():
+        print(f"WARNING: {remark}", file=sys.stderr)
     if bd_rows:
-        console.print(bd_renderable(bd_rows, results.metrics))
+        console.print(bd_renderable(bd_rows, results))

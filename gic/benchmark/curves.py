@@ -1,7 +1,8 @@
 """Figures of a run: each metric against bits per pixel, as PNG and SVG.
 
 The codecs under test are drawn thick and in colour, the others thin and grey with different markers, published points
-hollow and dashed. The same results give the same files.
+hollow and dashed. A curve is over the images that have a value at every point of every curve. The same results give the
+same files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gic.benchmark.palette import SHAPES, looks, published_looks
 from gic.benchmark.published import PublishedCurve
 from gic.benchmark.results import Curve, Results
 from gic.errors import require
@@ -28,12 +30,6 @@ MAIN = ("psnr", "ms_ssim", "lpips_alex", "ssimulacra2", "dists", "fid", "fid768"
 
 OVERVIEW = 6
 """Most panels in the overview."""
-
-# Okabe and Ito's palette for tested codecs, Tol's muted one for published points: both suit colour-blind readers.
-STRONG = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-GREYS = ("#5f6670", "#8a919b", "#6f7f8f", "#a0a6ad")
-MUTED = ("#332288", "#117733", "#882255", "#44aa99", "#cc6677", "#999933", "#aa4499", "#88ccee", "#ddcc77")
-MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -112,35 +108,34 @@ def save_curves(folder: Path, results: Results, published: Sequence[PublishedCur
 
 def _styles(results: Results) -> Iterable[tuple[Curve, dict[str, Any]]]:
     """Every curve and its style. Prominent are curves with a choice of decoding, else those of the first codec."""
-    strong = other = 0
     for curve in results.curves:
-        if results.under_test(curve):
-            yield curve, {"color": STRONG[strong % len(STRONG)], "marker": "o", "lw": 2.4, "ms": 6, "zorder": 4}
-            strong += 1
-        else:
-            grey, marker = GREYS[other % len(GREYS)], MARKERS[other % len(MARKERS)]
-            yield curve, {"color": grey, "marker": marker, "lw": 1.2, "ms": 4.5, "zorder": 3}
-            other += 1
+        colour, shape = looks(results)[curve.name]
+        width, size, order = (2.4, 6, 4) if results.under_test(curve) else (1.2, 4.5, 3)
+        yield curve, {"color": colour, "marker": SHAPES[shape], "lw": width, "ms": size, "zorder": order}
 
 
 def _measured(curve: Curve, results: Results, style: dict[str, Any]) -> _Line:
     points: dict[str, list[tuple[float, float]]] = {}
     for metric in results.metrics:
+        keys = results.common(metric)
         for point in curve.points:
-            rate, value = point.mean("bits_per_pixel"), point.mean(metric)
-            if rate is not None and value is not None:
+            if keys and point.having(metric):
+                rate, value = point.mean("bits_per_pixel", keys), point.mean(metric, keys)
+                assert rate is not None and value is not None
                 points.setdefault(metric, []).append((rate, value))
     return _Line(curve.name, {metric: sorted(pairs) for metric, pairs in points.items()}, style)
 
 
 def _published(curves: Sequence[PublishedCurve], lowest: float, highest: float) -> Iterable[_Line]:
-    for number, curve in enumerate(curves):
+    styles = published_looks([curve["name"] for curve in curves])
+    for curve in curves:
         points: dict[str, list[tuple[float, float]]] = {}
         for point in curve["points"]:
             if lowest <= point["bits_per_pixel"] <= highest:
                 for metric, value in point["metrics"].items():
                     points.setdefault(metric, []).append((point["bits_per_pixel"], value))
-        style = {"color": MUTED[number % len(MUTED)], "marker": MARKERS[number % len(MARKERS)], "mfc": "white"}
+        colour, shape = styles[curve["name"]]
+        style = {"color": colour, "marker": SHAPES[shape], "mfc": "white"}
         yield _Line(curve["name"], points, {**style, "ls": (0, (4, 2)), "lw": 1, "ms": 4.5, "zorder": 2})
 
 
@@ -164,11 +159,13 @@ def _figure(metrics: Sequence[MetricInfo], lines: Sequence[_Line], results: Resu
     for panel in panels[len(metrics) :]:
         panel.remove()
     rates = [rate for line in shown for metric in metrics for rate, _ in line.points.get(metric.name, ())]
+    gaps = any(results.over(metric) for metric in metrics if metric.kind == "image")
+    unless = " where not stated" if gaps else ""
     for number, (panel, metric) in enumerate(zip(panels, metrics, strict=False)):
         _panel(panel, metric, lines, results)
         panel.set_xlim(min(rates) / 1.15, max(rates) * 1.15)
         if number + columns >= len(metrics):  # the lowest of its column
-            panel.set_xlabel(f"bits per pixel (mean, n = {len(results.images)})")
+            panel.set_xlabel(f"bits per pixel (mean, n = {len(results.images)}{unless})")
     figure.legend(handles=handles, loc="outside right upper", fontsize=8.5)
     return figure
 
@@ -178,6 +175,8 @@ def _panel(axes: Axes, metric: MetricInfo, lines: Sequence[_Line], results: Resu
 
     unit = f" ({metric.unit})" if metric.unit else ""
     direction = "higher is better ↑" if metric.higher_better else "lower is better ↓"
+    if over := results.over(metric):
+        direction += f", {over}"
     axes.set_title(f"{metric.label}{unit}", pad=18)
     axes.annotate(direction, (0, 1), (0, 6), "axes fraction", "offset points", color="#4a4f55", fontsize=8.5)
     axes.set_xscale("log")
@@ -193,9 +192,18 @@ def _panel(axes: Axes, metric: MetricInfo, lines: Sequence[_Line], results: Resu
         if points := line.points.get(metric.name):
             rates, values = zip(*points, strict=True)
             axes.plot(rates, values, **line.style)
-    if originals := results.originals.get(metric.name):
-        mean = sum(originals.values()) / len(originals)
+    if (originals := results.originals.get(metric.name)) and (keys := results.common(metric.name)):
+        mean = sum(originals[key] for key in keys) / len(keys)
         axes.axhline(mean, color="#4a4f55", lw=1, ls=":", zorder=1)
+        # Right of the panel, where no curve is.
         axes.annotate(
-            "originals", (1, mean), (-2, 2), ("axes fraction", "data"), "offset points", ha="right", fontsize=8
+            "originals",
+            (1, mean),
+            (3, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            annotation_clip=False,
+            va="center",
+            rotation=90,
+            fontsize=8,
         )

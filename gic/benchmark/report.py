@@ -19,7 +19,9 @@ from typing import Any, Protocol
 
 from PIL import Image, features
 
-from gic.benchmark.results import Curve, Results
+from gic.benchmark.bd_rate import fewer_images
+from gic.benchmark.palette import looks, published_looks
+from gic.benchmark.results import Curve, Point, Results
 from gic.errors import DataError
 from gic.files import write_bytes
 from gic.quality.metric import MetricInfo
@@ -74,18 +76,32 @@ def write_report(
         DataError: If a picture belongs to no image of the results.
     """
     embedded = _Embedded()
+    drawn = looks(results)
+    common = {name: results.common(name) for name in results.metrics}
+    outside = published_looks([curve["name"] for curve in published])
     images = [_image_data(results, key, pictures, embedded) for key in pictures.keys]
     data = {
         "metrics": [
-            {"name": m.name, "label": m.label, "unit": m.unit, "higher": m.higher_better, "kind": m.kind}
+            {
+                "name": m.name,
+                "label": m.label,
+                "unit": m.unit,
+                "higher": m.higher_better,
+                "kind": m.kind,
+                "over": results.over(m),
+            }
             for m in results.metrics.values()
         ],
-        "curves": [_curve_data(curve, results) for curve in results.curves],
+        "curves": [_curve_data(curve, results, common) | drawn[curve.name]._asdict() for curve in results.curves],
         "published": [
             {
                 "name": curve["name"],
+                **outside[curve["name"]]._asdict(),
                 "source": curve["source"],
-                "points": [{"bpp": p["bits_per_pixel"], "values": dict(p["metrics"])} for p in curve["points"]],
+                "points": [
+                    {"values": {name: [p["bits_per_pixel"], value] for name, value in p["metrics"].items()}}
+                    for p in curve["points"]
+                ],
             }
             for curve in published
         ],
@@ -101,7 +117,6 @@ def write_report(
         style=_part("page.css"),
         lead=_lead(results),
         sections="".join(f'<a href="#{name}">{SECTIONS[name]}</a>' for name, there in sections.items() if there),
-        about=_about(results),
         viewer=viewer if images else "",
         bd_rates=_bd_rates(bd_rows, results) if bd_rows else "",
         means=_means(results),
@@ -171,15 +186,20 @@ def _reconstruction_file(image: Image.Image) -> tuple[bytes, str]:
     return _saved(image, "WEBP", lossless=True), "image/webp"
 
 
-def _curve_data(curve: Curve, results: Results) -> dict[str, Any]:
+def _curve_data(curve: Curve, results: Results, common: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A curve for the charts: each value with its rate, both over the images that all curves have in common."""
+
+    def pair(point: Point, name: str) -> list[float | None] | None:
+        keys = common[name]
+        return [point.mean("bits_per_pixel", keys), point.mean(name, keys)] if keys and point.having(name) else None
+
     return {
         "name": curve.name,
         "tested": results.under_test(curve),
         "points": [
             {
                 "setting": point.setting,
-                "bpp": point.mean("bits_per_pixel"),
-                "values": {name: point.mean(name) for name in results.metrics},
+                "values": {name: pair(point, name) for name in results.metrics},
             }
             for point in curve.points
         ],
@@ -350,8 +370,8 @@ def _row(name: str, cells: Iterable[str]) -> str:
     return f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
-def _head(metric: MetricInfo) -> str:
-    return f"{metric.label}{', ' + metric.unit if metric.unit else ''} {'↑' if metric.higher_better else '↓'}"
+def _head(metric: MetricInfo, label: str) -> str:
+    return f"{label}{', ' + metric.unit if metric.unit else ''} {'↑' if metric.higher_better else '↓'}"
 
 
 def _lead(results: Results) -> str:
@@ -363,23 +383,20 @@ def _lead(results: Results) -> str:
     }
     return (
         f"{', '.join(_count(number, noun) for noun, number in counts.items())}. Sizes are those of whole files; bits "
-        "per pixel are over the pixels of the original; means are over all images."
+        "per pixel are over the pixels of the original; means are over all images, or over n where that is stated."
     )
 
 
 def _about(results: Results) -> str:
     facts = [(name, _plain(value)) for name, value in results.about.items() if value is not None]
-    card = f'<div class="card">{_facts(facts)}</div>'
-    if results.not_computed:
-        card += f'<div class="card"><h3>Not computed</h3>{_facts(results.not_computed.items())}</div>'
-    return card
+    return f"<details><summary>How and where this was made</summary>{_facts(facts)}</details>"
 
 
 def _means(results: Results) -> str:
     measures: dict[str, tuple[str, Callable[[float], str]]] = {
         "bytes": ("bytes", lambda value: f"{value:,.0f}"),
         "bits per pixel": ("bits_per_pixel", lambda value: f"{value:.4f}"),
-        **{_head(metric): (name, _number) for name, metric in results.metrics.items()},
+        **{_head(metric, results.label(metric)): (name, _number) for name, metric in results.metrics.items()},
         "encode, s": ("encode_seconds", lambda value: _number(value, 3)),
         "decode, s": ("decode_seconds", lambda value: _number(value, 3)),
         "encode, peak MiB": ("encode_peak_bytes", lambda value: f"{value / 2**20:,.0f}"),
@@ -393,14 +410,29 @@ def _means(results: Results) -> str:
     for curve in results.curves:
         rows = ""
         for point in curve.points:
-            means = ((point.mean(name), text) for name, text in columns.values())
-            rows += _row(point.setting, ("–" if mean is None else text(mean) for mean, text in means))
+            rows += _row(point.setting, (_mean(point, name, text) for name, text in columns.values()))
         title = f"{escape(curve.name)}<small>{escape(curve.decoding)}</small>"
         bodies += (
             f'<tbody><tr><th scope="rowgroup" colspan="{len(columns) + 1}"><span>{title}</span></th></tr>{rows}</tbody>'
         )
     note = '<p class="note">↑ higher is better, ↓ lower is better. Encoding and decoding in seconds for an image.</p>'
-    return _section("means", note, _table("Means", ["", *columns], bodies))
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in results.remarks())
+    absent = f'<div class="card"><h3>Not computed</h3>{_facts(results.not_computed.items())}</div>'
+    return _section(
+        "means",
+        note,
+        f'<ul class="note">{remarks}</ul>' if remarks else "",
+        _table("Means", ["", *columns], bodies),
+        absent if results.not_computed else "",
+    )
+
+
+def _mean(point: Point, name: str, text: Callable[[float], str]) -> str:
+    """A cell of the table of means: a dash where there is none, and n where it is not over all images."""
+    mean, count = point.mean(name), len(point.having(name))
+    if mean is None:
+        return "–"
+    return text(mean) + (f" <small>(n = {count})</small>" if count < len(point.images) else "")
 
 
 def _bd_rates(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
@@ -415,7 +447,7 @@ def _bd_rates(rows: Sequence[Mapping[str, Any]], results: Results) -> str:
         if row["percent"] is None:
             return f'<span class="none">–<sup>{reasons.index(row["reason"]) + 1}</sup></span>'
         kind = "fewer" if row["percent"] < 0 else "more"
-        return f'<span class="{kind}">{_percent(row["percent"])}</span>'
+        return f'<span class="{kind}">{_percent(row["percent"])}</span>{fewer_images(row, len(results.images))}'
 
     by_place = {(row["curve"], row["metric"]): row for row in rows}
     curves = dict.fromkeys(row["curve"] for row in rows)
@@ -474,7 +506,9 @@ def _details(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
     return _section(
         "details",
         listed(
-            "Metrics", ["value", "identity"], ((_head(m), [over[m.kind], m.identity]) for m in results.metrics.values())
+            "Metrics",
+            ["value", "identity"],
+            ((_head(m, m.label), [over[m.kind], m.identity]) for m in results.metrics.values()),
         ),
         listed(
             "Codecs",
@@ -495,5 +529,6 @@ def _details(results: Results, published: Sequence[Mapping[str, Any]]) -> str:
             ((str(i["key"]), [f"{i['width']} × {i['height']}", str(i["sha256"])]) for i in results.images),
             opened=False,
         ),
+        _about(results),
         '<p class="note">The curves are drawn by plotly.js, © Plotly Technologies Inc., MIT licence.</p>',
     )

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ class Measurement:
         decode_seconds: File in memory to image in memory, synchronised.
         encode_peak_bytes: Peak memory while encoding, beyond the memory in use before; None if unknown.
         decode_peak_bytes: The same while decoding.
-        metrics: Values of the metrics of kind ``image``; None where a metric is not defined (an image too small).
+        metrics: Values of the metrics of kind ``image``; None where there is none.
+        reasons: Why there is none, by name of the metric.
     """
 
     bytes: int
@@ -45,6 +46,11 @@ class Measurement:
     encode_peak_bytes: int | None
     decode_peak_bytes: int | None
     metrics: Mapping[str, float | None]
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def value(self, measure: str) -> float | None:
+        """A measure or a metric."""
+        return getattr(self, measure) if measure in MEASURES else self.metrics.get(measure)
 
 
 @dataclass(frozen=True)
@@ -61,20 +67,39 @@ class Point:
     images: Mapping[str, Measurement]
     sets: Mapping[str, float] = field(default_factory=dict)
 
-    def mean(self, measure: str) -> float | None:
-        """Mean over the images of a measure or a metric; the value itself for a metric of kind ``set``.
+    def having(self, measure: str) -> list[str]:
+        """Keys of the images that have a value; all of them for a metric of kind ``set`` that has one."""
+        if measure in self.sets:
+            return list(self.images)
+        return [key for key, measured in self.images.items() if measured.value(measure) is not None]
 
-        None if there is none, or if it is not defined for every image: means are never over fewer images.
+    def mean(self, measure: str, keys: Collection[str] | None = None) -> float | None:
+        """Mean of a measure or a metric; the value itself for a metric of kind ``set``.
+
+        Args:
+            measure: Its name.
+            keys: The images, each with a value; if left out those of :meth:`having`, whose number belongs beside the
+                mean wherever they are not all.
+
+        Returns:
+            None if there is no image with a value.
         """
         if measure in self.sets:
             return self.sets[measure]
-        if measure in MEASURES:
-            values = [getattr(m, measure) for m in self.images.values()]
-        else:
-            values = [m.metrics.get(measure) for m in self.images.values()]
-        if not values or any(value is None for value in values):
-            return None
-        return math.fsum(values) / len(values)
+        values = [self.images[key].value(measure) for key in (self.having(measure) if keys is None else keys)]
+        return math.fsum(values) / len(values) if values else None  # type: ignore[arg-type]
+
+
+def common_images(points: Iterable[Point], metric: str) -> list[str]:
+    """Keys of the images that have a value at every point that has any: only those can be compared.
+
+    Args:
+        points: At least one.
+        metric: Name of the metric.
+    """
+    lists = [having for point in points if (having := point.having(metric))]
+    shared = set.intersection(*map(set, lists)) if lists else set()
+    return [key for key in lists[0] if key in shared] if lists else []
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,8 @@ class Results:
         metrics: The metrics that were computed, by name.
         not_computed: Why others were not computed, by name of the metric or the codec.
         curves: Measurements.
-        originals: Values of the no-reference metrics for the originals, by metric and image.
+        originals: Values of the no-reference metrics for the originals, by metric and image, where there are any.
+        patches: How many patches of the images the metrics of kind ``set`` compare, by metric.
     """
 
     about: Mapping[str, Any]
@@ -117,6 +143,51 @@ class Results:
     not_computed: Mapping[str, str]
     curves: Sequence[Curve]
     originals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    patches: Mapping[str, int] = field(default_factory=dict)
+
+    def label(self, metric: MetricInfo) -> str:
+        """A metric's label, with the number of patches of one of kind ``set``."""
+        return metric.label + (f", n = {self.patches[metric.name]}" if metric.name in self.patches else "")
+
+    def common(self, metric: str) -> list[str]:
+        """Keys of the images that curves are drawn over: with a value at every point of every curve.
+
+        The originals count as a curve if they have any.
+        """
+        keys = common_images([point for curve in self.curves for point in curve.points], metric)
+        originals = self.originals.get(metric)
+        return [key for key in keys if key in originals] if originals else keys
+
+    def over(self, metric: MetricInfo) -> str:
+        """What a curve is over, ``n = 23 of 24 images`` or ``n = 192 patches``; empty if that is all images."""
+        if metric.name in self.patches:
+            return f"n = {self.patches[metric.name]} patches"
+        count, total = len(self.common(metric.name)), len(self.images)
+        return "" if metric.kind == "set" or count == total else f"n = {count} of {total} images"
+
+    def remarks(self) -> list[str]:
+        """What must be known to read the values: means over fewer images, and sets of too few patches."""
+        lines = []
+        for name, info in self.metrics.items():
+            points = [point for curve in self.curves for point in curve.points]
+            if info.kind == "set":
+                lines += [text] if name in self.patches and (text := info.caution(self.patches[name])) else []
+                without_any = sum(name not in point.sets for point in points)
+                lines += [f"{info.label} has no value at {without_any} of {len(points)} points"] if without_any else []
+                continue
+            without: dict[str, str] = {}
+            for point in points:
+                for key, measured in point.images.items():
+                    if measured.metrics.get(name) is None:
+                        without.setdefault(key, measured.reasons.get(name, "the reason was not kept"))
+            if without:
+                shown = "; ".join(f"{key}: {reason}" for key, reason in [*without.items()][:3])
+                some = "" if all(set(without).isdisjoint(point.having(name)) for point in points) else " at some points"
+                lines.append(
+                    f"{info.label} has no value for {len(without)} of {len(self.images)} images{some}, and its means "
+                    f"are over the others: {shown}" + ("; ..." if len(without) > 3 else "")
+                )
+        return lines
 
     def under_test(self, curve: Curve) -> bool:
         """Whether a curve is of a codec under test: one with a choice of decoding, or the first if none has one."""
@@ -125,23 +196,29 @@ class Results:
         return curve.codec == self.curves[0].codec
 
     def to_json(self) -> str:
-        """All results as JSON, with means beside the values."""
+        """All results as JSON, with means beside the values, and the number of images of those over fewer than all."""
         data = {"schema": SCHEMA, **asdict(self)}
         for curve, plain in zip(self.curves, data["curves"], strict=True):
             for point, entry in zip(curve.points, plain["points"], strict=True):
                 names = [*MEASURES, *(name for name, info in self.metrics.items() if info.kind == "image")]
                 entry["mean"] = {name: point.mean(name) for name in names}
+                counts = {name: len(point.having(name)) for name in names}
+                entry["n"] = {name: count for name, count in counts.items() if count < len(point.images)}
         return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
-        """Means, one line for each point."""
+        """Means, one line for each point; a column ``n_...`` counts the images of a metric that lacks values."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["curve", "codec", "decoding", "setting", "images", *MEASURES, *self.metrics])
+        points = [point for curve in self.curves for point in curve.points]
+        fewer = [name for name in self.metrics if any(len(p.having(name)) < len(p.images) for p in points)]
+        counts = [f"n_{name}" for name in fewer]
+        writer.writerow(["curve", "codec", "decoding", "setting", "images", *MEASURES, *self.metrics, *counts])
         for curve in self.curves:
             for point in curve.points:
                 means = [point.mean(name) for name in (*MEASURES, *self.metrics)]
                 cells = ["" if value is None else f"{value:.8g}" for value in means]
+                cells += [str(len(point.having(name))) for name in fewer]
                 writer.writerow([curve.name, curve.codec, curve.decoding, point.setting, len(point.images), *cells])
         return out.getvalue()
 
@@ -170,6 +247,7 @@ class Results:
                 data["not_computed"],
                 curves,
                 data["originals"],
+                data.get("patches", {}),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"these are no results of gic test: {error!r}") from error

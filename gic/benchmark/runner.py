@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 import platform
 import shlex
@@ -36,6 +35,7 @@ from gic.benchmark.results import SCHEMA, Curve, Measurement, Point, Results
 from gic.data.stream import EvalImages
 from gic.errors import DataError, GicError
 from gic.pictures.tensors import to_image, to_tensor
+from gic.quality.metric import FAILURES, one_line
 from gic.version import __version__
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Record:
         width: In pixels.
         height: In pixels.
         sha256: Of its RGB pixels.
-        originals: No-reference metrics of the original.
+        originals: No-reference metrics of the original, or why there is no value.
         measured: Measurements by curve and setting.
         features: Keys of the kept features by extractor, curve and setting; the original's curve and setting are empty.
         files: For the report: files by curve and setting, with their MIME type.
@@ -89,7 +89,7 @@ class Record:
     width: int
     height: int
     sha256: str
-    originals: dict[str, float | None] = field(default_factory=dict)
+    originals: dict[str, float | str] = field(default_factory=dict)
     measured: dict[tuple[str, str], Measurement] = field(default_factory=dict)
     features: dict[tuple[str, str, str], str] = field(default_factory=dict)
     files: dict[tuple[str, str], tuple[bytes, str]] = field(default_factory=dict)
@@ -130,14 +130,13 @@ class Runner:
         say: Progress | None = None,
     ) -> None:
         check_names(codecs)
-        self.image_metrics = list(image_metrics)
-        self.set_metrics = list(set_metrics)
-        self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
+        self.measure_with(image_metrics, set_metrics)
         self.cache = cache
         self.team = team or SingleProcess()
         self.report_images = report_images
         self.say = say or (lambda key, what: None)
         self.not_computed: dict[str, str] = {}
+        self.patches: dict[str, int] = {}
         self.codecs: list[BenchmarkCodec] = []
         for codec in codecs:
             if (reason := codec.unavailable()) is not None:
@@ -146,6 +145,12 @@ class Runner:
                 codec.start(str(self.team.device))
                 self.codecs.append(codec)
         self._warm: set[str] = set()
+
+    def measure_with(self, image_metrics: Sequence[ImageMetric], set_metrics: Sequence[SetMetric]) -> None:
+        """Take these metrics, before the first image."""
+        self.image_metrics = list(image_metrics)
+        self.set_metrics = list(set_metrics)
+        self.extractors = {metric.features_identity: metric.features for metric in set_metrics}
 
     # --- measuring ------------------------------------------------------------------------------------------------
 
@@ -209,7 +214,11 @@ class Runner:
                 self.cache.write_json(decoded, facts)
             values = self._values(decoded, self.image_metrics, attempt.picture, x)
             rate = bits_per_pixel(facts["bytes"], record.width, record.height)
-            record.measured[curve, setting] = Measurement(**facts, bits_per_pixel=rate, metrics=values)
+            reasons = {name: value for name, value in values.items() if isinstance(value, str)}
+            metrics = {name: None if isinstance(value, str) else value for name, value in values.items()}
+            record.measured[curve, setting] = Measurement(
+                **facts, bits_per_pixel=rate, metrics=metrics, reasons=reasons
+            )
             self._keep_features(record, curve, setting, decoded, attempt.picture)
             if keep:
                 record.files[curve, setting] = (attempt.file(), codec.mime)
@@ -225,15 +234,13 @@ class Runner:
 
     def _values(
         self, key: str, metrics: Sequence[ImageMetric], picture: Callable[[], Tensor], x: Tensor
-    ) -> dict[str, float | None]:
-        """Values of the metrics, from the cache if they are there."""
+    ) -> dict[str, float | str]:
+        """Values of the metrics, or why there are none, from the cache if they are there."""
         place = key_of(key, "metrics")
-        kept: dict[str, float | None] = self.cache.read_json(place) or {}
-        missing = [metric for metric in metrics if metric.info.identity not in kept]
+        kept: dict[str, float | str] = self.cache.read_json(place) or {}
+        missing = [metric for metric in metrics if kept.get(metric.info.identity) is None]
         for metric in missing:
-            value = metric(picture(), x)
-            # Not defined for this image, or infinite (PSNR of a lossless copy), which JSON and means cannot hold.
-            kept[metric.info.identity] = value if value is not None and math.isfinite(value) else None
+            kept[metric.info.identity] = metric.judge(picture(), x)
         if missing:
             self.cache.write_json(place, kept)
         return {metric.info.name: kept[metric.info.identity] for metric in metrics}
@@ -242,7 +249,12 @@ class Runner:
         for identity, extractor in self.extractors.items():
             place = key_of(key, identity)
             if self.cache.read_array(place) is None:
-                self.cache.write_array(place, extractor(picture()))
+                image = picture()
+                try:
+                    features = extractor(image)
+                except FAILURES as error:
+                    raise DataError(f"{identity.split(',')[0]} fails: {one_line(error)}") from error
+                self.cache.write_array(place, features)
             record.features[identity, curve, setting] = place
 
     # --- putting together -----------------------------------------------------------------------------------------
@@ -284,21 +296,31 @@ class Runner:
                 judges = [metric for metric in self.set_metrics if metric.features_identity == identity]
                 if not curve:
                     originals[identity] = together
+                    self.patches.update({metric.info.name: len(together) for metric in judges})
                     if len(together) < 2:
                         few = f"the images have {len(together)} patches in all, and it takes two"
                         self.not_computed.update({metric.info.name: few for metric in judges})
                     continue
                 for metric in judges:
-                    if len(together) > 1:
-                        value = metric.value(together, originals[identity])
-                        if math.isfinite(value):
+                    if len(together) > 1 and metric.info.name not in self.not_computed:
+                        try:
+                            value = metric.value(together, originals[identity])
+                        except FAILURES as error:
+                            self.not_computed[metric.info.name] = f"its computation fails: {one_line(error)}"
+                            continue
+                        if np.isfinite(value):
                             values.setdefault((curve, setting), {})[metric.info.name] = value
         return values
 
     def results(
         self, records: Sequence[Record], sets: Mapping[tuple[str, str], Mapping[str, float]], about: Mapping[str, Any]
     ) -> Results:
-        """Collect the measurements; the same on every process."""
+        """Collect the measurements; the same on every process. A metric without any value is not computed."""
+        for metric in self.image_metrics:
+            name = metric.info.name
+            measured = [each for record in records for each in record.measured.values()]
+            if measured and all(each.metrics[name] is None for each in measured):
+                self.not_computed[name] = f"it has no value for any image: {measured[0].reasons[name]}"
         metrics: list[ImageMetric | SetMetric] = [*self.image_metrics, *self.set_metrics]
         infos = {metric.info.name: metric.info for metric in metrics if metric.info.name not in self.not_computed}
         curves = []
@@ -316,10 +338,11 @@ class Runner:
                 curves.append(Curve(name, codec.name, decoding, codec.version, dict(codec.parameters), points))
         judges = [metric.info.name for metric in self.image_metrics if not metric.needs_reference]
         originals = {
-            name: {r.key: value for r in records if (value := r.originals[name]) is not None} for name in judges
+            name: {r.key: value for r in records if not isinstance(value := r.originals[name], str)} for name in judges
         }
         images = [{"key": r.key, "width": r.width, "height": r.height, "sha256": r.sha256} for r in records]
-        return Results(about, images, infos, self.not_computed, curves, originals)
+        patches = {name: count for name, count in self.patches.items() if name in infos}
+        return Results(about, images, infos, self.not_computed, curves, originals, patches)
 
 
 class _Attempt:

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from jsonargparse import ArgumentParser, Namespace
 
 from gic.configs import PlainErrors, expand_configs, own_error
-from gic.errors import require
+from gic.errors import MissingExtraError
 from gic.names import TRUST_HELP
+
+NEEDED = ("lightning", "torchmetrics", "webdataset", "matplotlib", "bjontegaard", "tensorboard")
+"""Packages of the extra ``train`` that every run uses, the last of them when all is measured."""
+
+
+def check_packages() -> None:
+    """Refuse to start without the packages that a run needs.
+
+    Raises:
+        MissingExtraError: If any is not installed; the text names them all.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        what = f"the package {missing[0]!r} is" if len(missing) == 1 else f"the packages {', '.join(missing)} are"
+        raise MissingExtraError(f"{what} needed here and not installed: pip install 'gic[train]'")
 
 
 class Parser(PlainErrors, ArgumentParser):
@@ -37,8 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
 
 def run(argv: Sequence[str]) -> int:
     """Run ``gic test``; returns the exit code."""
-    require("lightning")
-    require("webdataset")
+    check_packages()
     from lightning.fabric import Fabric
 
     from gic.benchmark.benchmark import Benchmark, FabricProcessGroup
@@ -56,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
     trust = values.pop("trust")
     values.pop("config", None)
     benchmark = Benchmark(**values)
+    benchmark.check(checkpoint)
     many = launch["devices"] != 1 or launch["num_nodes"] != 1
     fabric = Fabric(**launch, strategy="ddp" if many else "auto")
     fabric.launch()

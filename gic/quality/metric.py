@@ -41,6 +41,7 @@ class MetricInfo:
         kind: ``image``: one value for each image, averaged; ``set``: one value for all images together.
         identity: Network, weights (file and hash), patch size, library and version.
         unit: For example ``dB``; empty for none.
+        enough: For kind ``set``: fewest patches whose value may be compared with values over other images.
     """
 
     name: str
@@ -49,6 +50,25 @@ class MetricInfo:
     kind: Literal["image", "set"]
     identity: str
     unit: str = ""
+    enough: int = 0
+
+    def caution(self, patches: int) -> str:
+        """What a value over so many patches must not be used for; empty if there are enough."""
+        if patches >= self.enough:
+            return ""
+        return (
+            f"{self.label} is over {patches} patch{'' if patches == 1 else 'es'}: below {self.enough} it must not be "
+            "compared with values over other images"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """A library's error, of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class NoValueError(Exception):
+    """A metric is not defined for an image; the text says why."""
 
 
 @contextmanager
@@ -94,6 +114,12 @@ class Metric(ABC):
         """
 
 
+FAILURES = (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What libraries raise for images that their metrics are not defined for."""
+MACHINE_FAILS = ("out of memory", "allocate memory", "CUDA error", "cuDNN")
+"""In texts of errors that have nothing to do with the image."""
+
+
 class ImageMetric(Metric):
     """A metric of one image.
 
@@ -106,6 +132,11 @@ class ImageMetric(Metric):
     smallest: int = 1
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> float | None:
+        """The value of one image; None where :meth:`judge` gives a reason."""
+        value = self.judge(x_hat, x)
+        return None if isinstance(value, str) else value
+
+    def judge(self, x_hat: Tensor, x: Tensor) -> float | str:
         """Measure one image.
 
         Args:
@@ -113,26 +144,33 @@ class ImageMetric(Metric):
             x: Original, like ``x_hat``; ignored by no-reference metrics.
 
         Returns:
-            The value, None where it is not defined: for small images, and for PSNR of equal ones.
+            The value, finite; or why there is none for this image: it is too small, its pixels are all equal, ...
 
         Raises:
-            DataError: If the metric fails on this image.
+            DataError: If the machine fails, not the metric: it has too little memory, or its GPU stops.
         """
-        if min(x_hat.shape[-2:]) < self.smallest:
-            return None
+        height, width = x_hat.shape[-2:]
+        if min(height, width) < self.smallest:
+            return f"{width} x {height} pixels are too few: it takes sides of {self.smallest}"
         try:
             with exactly(x_hat.device):
                 value = self.measure(x_hat, x)
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
-            size = f"{x_hat.shape[-1]} x {x_hat.shape[-2]} pixels"
-            raise DataError(f"{self.info.name} fails on an image of {size}: {error}") from error
-        return value if math.isfinite(value) else None
+        except NoValueError as reason:
+            return str(reason)
+        except FAILURES as error:
+            text = one_line(error)
+            if isinstance(error, MemoryError) or any(sign in text for sign in MACHINE_FAILS):
+                raise DataError(f"{self.info.name} fails on an image of {width} x {height} pixels: {text}") from error
+            return f"its computation fails: {text}"
+        return value if math.isfinite(value) else f"its computation gives {value}"
 
     @abstractmethod
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
-        """The value of one image that is large enough."""
+        """The value of one image that is large enough.
+
+        Raises:
+            NoValueError: If there is none.
+        """
 
 
 class SetMetric(Metric):

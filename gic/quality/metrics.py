@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gic.errors import ConfigError, GicError, MissingExtraError, require
 from gic.pictures.tensors import as_float
-from gic.quality.metric import ImageMetric, Metric, MetricInfo, Resources, SetMetric
+from gic.quality.metric import ImageMetric, Metric, MetricInfo, NoValueError, Resources, SetMetric
 from gic.quality.networks import LPIPSNetwork, build_lpips, build_pyiqa
 from gic.quality.ssimulacra2 import ssimulacra2
 from gic.quality.table import METRICS, Entry
@@ -37,10 +37,12 @@ class PSNR(ImageMetric):
     info = _info("psnr", "mean squared error over 8-bit RGB, peak 255", "dB")
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
-        """The value in dB, infinite for equal images."""
+        """The value in dB."""
         difference = x_hat.to(torch.int32) - x.to(torch.int32)
         error = float((difference * difference).sum(dtype=torch.int64)) / difference.numel()
-        return 10 * math.log10(255**2 / error) if error else math.inf
+        if not error:
+            raise NoValueError("the picture equals its original, so that it is infinite")
+        return 10 * math.log10(255**2 / error)
 
 
 class MSSSIM(ImageMetric):
@@ -108,6 +110,7 @@ class Pyiqa(ImageMetric):
     def __init__(self, metric: str) -> None:
         self._metric = metric
         self.smallest = METRICS[metric].smallest if metric in METRICS else 1
+        self._varied = metric in METRICS and METRICS[metric].varied
 
     def start(self, resources: Resources) -> None:
         """Load the network."""
@@ -121,6 +124,8 @@ class Pyiqa(ImageMetric):
 
     def measure(self, x_hat: Tensor, x: Tensor) -> float:
         """The score."""
+        if self._varied and bool((x_hat == x_hat[:, :1, :1]).all()):
+            raise NoValueError("all pixels of the picture are equal")
         target, reference = as_float(x_hat)[None], as_float(x)[None]
         score: Tensor = self._network(target, reference) if self.needs_reference else self._network(target)
         return float(score)

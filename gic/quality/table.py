@@ -90,6 +90,7 @@ class Entry:
         init_args: Arguments of the class.
         weights: Keys of the files in :data:`FILES` that it needs.
         smallest: Shortest side of images, in pixels, for which it is defined.
+        varied: Whether it needs pixels that are not all equal.
         tolerance: For metrics of how pictures look: how much worse training may make them, see
             :func:`gic.training.evaluation.gaming`; None for the others.
     """
@@ -101,6 +102,7 @@ class Entry:
     weights: tuple[str, ...] = ()
     smallest: int = 1
     tolerance: Tolerance | None = None
+    varied: bool = False
 
 
 def _own(name: str) -> str:
@@ -118,9 +120,9 @@ def _lpips(net: str, smallest: int, moved: int = 0) -> Entry:
 
 
 def _pyiqa(
-    name: str, label: str, higher_better: bool, weights: tuple[str, ...], smallest: int = 1, judge: Any = None
+    name: str, label: str, higher_better: bool, weights: tuple[str, ...], smallest: int = 1, **more: Any
 ) -> Entry:
-    return Entry(_own("Pyiqa"), label, higher_better, {"metric": name}, weights, smallest, judge)
+    return Entry(_own("Pyiqa"), label, higher_better, {"metric": name}, weights, smallest, **more)
 
 
 METRICS: Mapping[str, Entry] = {
@@ -132,7 +134,7 @@ METRICS: Mapping[str, Entry] = {
     "lpips_alex_moved": _lpips("alex", 33, moved=2),  # half the stride of AlexNet's first layer
     "lpips_squeeze": _lpips("squeeze", 17),
     "lpips_vgg": _lpips("vgg", 16),
-    "dists": _pyiqa("dists", "DISTS", False, ("dists", "dists_vgg"), 16, Tolerance(0.05, 0.005)),
+    "dists": _pyiqa("dists", "DISTS", False, ("dists", "dists_vgg"), 16, tolerance=Tolerance(0.05, 0.005)),
     "fid": Entry(_set("FID"), "FID", False, {"dimensions": 2048}, ("fid",), tolerance=Tolerance(0.05, 0.0)),
     # Values near zero may be negative by chance.
     "kid": Entry(_set("KID"), "KID", False, {"dimensions": 2048}, ("fid",), tolerance=Tolerance(0.1, 0.0005)),
@@ -141,8 +143,8 @@ METRICS: Mapping[str, Entry] = {
     "clipiqa": _pyiqa("clipiqa", "CLIP-IQA", True, ("clipiqa",), 32),
     "maniqa": _pyiqa("maniqa", "MANIQA", True, ("maniqa",)),
     "musiq": _pyiqa("musiq", "MUSIQ", True, ("musiq",)),
-    "niqe": _pyiqa("niqe", "NIQE", False, ("niqe",), 96, Tolerance(0.05, 0.1)),
-    "brisque": _pyiqa("brisque", "BRISQUE", False, ("brisque",), 16),
-    "ilniqe": _pyiqa("ilniqe", "IL-NIQE", False, ("ilniqe",)),
+    "niqe": _pyiqa("niqe", "NIQE", False, ("niqe",), 96, tolerance=Tolerance(0.05, 0.1), varied=True),
+    "brisque": _pyiqa("brisque", "BRISQUE", False, ("brisque",), 16, varied=True),
+    "ilniqe": _pyiqa("ilniqe", "IL-NIQE", False, ("ilniqe",), 4, varied=True),
 }
 """Metrics by name. pyiqa has more, under its own names and with its own list of files."""

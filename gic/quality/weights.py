@@ -94,6 +94,18 @@ def find(key: str, named: Mapping[str, Path] | None = None) -> Path | None:
     return next((path for path in places(FILES[key]) if path.is_file()), None)
 
 
+def missing_files(metrics: Iterable[str], weights: Mapping[str, str] | None = None) -> list[str]:
+    """The library's names of files that metrics of the table need and that are not here.
+
+    Args:
+        metrics: Names of metrics.
+        weights: What :func:`named_files` takes.
+    """
+    named = named_files(weights)
+    keys = dict.fromkeys(key for metric in metrics if metric in METRICS for key in METRICS[metric].weights)
+    return list(dict.fromkeys(FILES[key].names[0] for key in keys if find(key, named) is None))
+
+
 def check_pyiqa_name(metric: str) -> None:
     """Check that pyiqa has a metric.
 

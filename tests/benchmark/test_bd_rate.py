@@ -142,7 +142,7 @@ def test_table() -> None:
         for name, f in (("gic r=1", 0.5), ("avif", 1.0), ("jpeg", 2.0))
     ]
     both[2].points[0].images["a"].metrics["lpips_alex"] = None  # type: ignore[index]
-    results = Results({}, [], {"psnr": PSNR, "lpips_alex": LPIPS}, {}, both)
+    results = Results({}, [{"key": "a"}], {"psnr": PSNR, "lpips_alex": LPIPS}, {}, both)
     rows = json.loads(json.dumps(bd_table(results, "avif")))
     assert [(row["curve"], row["metric"]) for row in rows] == [
         ("gic r=1", "psnr"),
@@ -155,7 +155,7 @@ def test_table() -> None:
     assert all(row["anchor"] == "avif" for row in rows)
     console = Console(width=100)
     with console.capture() as captured:
-        console.print(bd_renderable(rows, results.metrics))
+        console.print(bd_renderable(rows, results))
     text = captured.get()
     assert "-50.0 %" in text
     assert "+100.0 %" in text
@@ -163,3 +163,33 @@ def test_table() -> None:
     missing = bd_table(results, "vvc")
     assert len(missing) == 6
     assert {row["reason"] for row in missing} == {"there is no curve vvc to compare with"}
+
+
+def two_images(name: str, points: list[tuple[float, float]], other: list[float | None], rate: float = 5.0) -> Curve:
+    """A curve of an image ``a`` with the points, and of ``b`` with the same rate and other values at each point."""
+    made = curve(name, points).points
+    for point, value in zip(made, other, strict=True):
+        point.images["b"] = Measurement(1, rate, 0.0, 0.0, None, None, {"psnr": value})  # type: ignore[index]
+    return Curve(name, name, "", "1", {}, made)
+
+
+def test_codecs_are_compared_over_the_images_that_have_all_values() -> None:
+    """A value that one codec lacks at one point takes its image, rate and value, out of both curves; that is said."""
+    anchor = two_images("anchor", ANCHOR, [30.0] * 5)
+    half = two_images("half", [(r / 2, v) for r, v in ANCHOR], [30.0, 31.0, None, 32.0, 33.0], rate=9.0)
+    result = bd_rate(anchor, half, PSNR)
+    assert percent(result) == pytest.approx(-50)
+    assert result.images == 1
+    assert bd_rate(half, anchor, PSNR).percent == pytest.approx(100)
+    results = Results({}, [{"key": "a"}, {"key": "b"}], {"psnr": PSNR}, {}, [anchor, half])
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(bd_renderable(bd_table(results, "anchor"), results))
+    assert "-50.0 % (n = 1)" in captured.get()
+
+
+def test_without_an_image_that_has_all_values_there_is_no_comparison() -> None:
+    anchor = two_images("anchor", ANCHOR, [30.0] * 5)
+    other = two_images("other", ANCHOR, [None, 31.0, 32.0, 33.0, 34.0])
+    other.points[1].images["a"].metrics["psnr"] = None  # type: ignore[index]
+    assert bd_rate(anchor, other, PSNR).reason == "no image has PSNR at all points of anchor and other"

@@ -16,7 +16,7 @@ from gic.benchmark.codecs import BenchmarkCodec, Decoding, Gic
 from gic.benchmark.results import Results, load_results, save_results
 from gic.benchmark.runner import Runner, short_names
 from gic.errors import ConfigError, DataError
-from gic.quality.metric import MetricInfo
+from gic.quality.metric import ImageMetric, MetricInfo, NoValueError
 
 
 class Posterise(BenchmarkCodec):
@@ -59,7 +59,7 @@ class Absent(Posterise):
         return "its library is missing"
 
 
-class Difference:
+class Difference(ImageMetric):
     """Mean absolute difference; counts its calls."""
 
     info = MetricInfo("difference", "Difference", False, "image", "mean absolute difference, 8 bit")
@@ -68,7 +68,7 @@ class Difference:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, x_hat, x):
+    def measure(self, x_hat, x):
         self.calls += 1
         return float((x_hat.float() - x.float()).abs().mean())
 
@@ -77,7 +77,7 @@ class Brightness(Difference):
     info = MetricInfo("brightness", "Brightness", True, "image", "mean, 8 bit")
     needs_reference = False
 
-    def __call__(self, x_hat, x):
+    def measure(self, x_hat, x):
         self.calls += 1
         return float(x_hat.float().mean())
 
@@ -320,13 +320,151 @@ def test_other_files_are_no_results(text):
         Results.from_json(text)
 
 
-def test_a_mean_over_fewer_images_is_not_given(pictures, tmp_path):
-    _, results = run(pictures, Cache(tmp_path / "cache"))
-    point = results.curves[0].points[0]
-    key = next(iter(point.images))
-    images = {**point.images, key: replace(point.images[key], metrics={"difference": None})}
-    assert replace(point, images=images).mean("difference") is None
-    assert Results.from_json(results.to_json()).curves[0].points[0].mean("difference") is not None
+class Picky(Difference):
+    """Has no value for the wide pictures."""
+
+    info = MetricInfo("picky", "Picky", False, "image", "no value for width 64", "")
+
+    def measure(self, x_hat, x):
+        if x.shape[-1] == 64:
+            raise NoValueError("it is 64 pixels wide")
+        return super().measure(x_hat, x)
+
+
+class PickyJudge(Brightness):
+    """Has no value for wide pictures that posterise made dark."""
+
+    info = MetricInfo("judge", "Judge", True, "image", "no value for dark pictures")
+
+    def measure(self, x_hat, x):
+        return float("nan") if x.shape[-1] == 64 and x_hat.float().mean() < 70 else super().measure(x_hat, x)
+
+
+def measured(pictures, tmp_path, *metrics, sets=()):
+    runner = Runner([Posterise()], [Difference(), *metrics], list(sets), Cache(tmp_path / "cache"))
+    mine, failures = runner.run(str(pictures))
+    assert not failures
+    records = runner.collect(mine, failures)
+    return runner.results(records, runner.set_values(records, mine), {})
+
+
+def test_a_metric_without_a_value_for_one_image_costs_nothing_else(pictures, tmp_path):
+    results = measured(pictures, tmp_path, Picky())
+    plain = measured(pictures, tmp_path / "other")
+    for curve, other in zip(results.curves, plain.curves, strict=True):
+        for point, same in zip(curve.points, other.points, strict=True):
+            assert point.mean("difference") == same.mean("difference")
+            assert point.images["picture4.png"].metrics["picky"] is None
+            assert point.images["picture4.png"].reasons == {"picky": "it is 64 pixels wide"}
+            others = [m.metrics["picky"] for key, m in point.images.items() if key != "picture4.png"]
+            assert point.mean("picky") == pytest.approx(sum(others) / 4)
+            assert len(point.having("picky")) == 4 and len(point.having("difference")) == 5
+
+
+def test_a_mean_over_fewer_images_says_so_wherever_it_is_given(pictures, tmp_path):
+    results = measured(pictures, tmp_path, Picky())
+    (remark,) = results.remarks()
+    assert remark == (
+        "Picky has no value for 1 of 5 images, and its means are over the others: picture4.png: it is 64 pixels wide"
+    )
+    point = json.loads(results.to_json())["curves"][0]["points"][0]
+    assert point["n"] == {"picky": 4}
+    assert point["images"]["picture4.png"]["metrics"]["picky"] is None
+    assert Results.from_json(results.to_json()) == results
+    head, *rows = (row.split(",") for row in results.to_csv().splitlines())
+    assert {row[head.index("n_picky")] for row in rows} == {"4"} and "n_difference" not in head
+    assert results.over(results.metrics["picky"]) == "n = 4 of 5 images" and not results.over(
+        results.metrics["difference"]
+    )
+
+
+def test_without_gaps_nothing_is_remarked(pictures, tmp_path):
+    results = measured(pictures, tmp_path)
+    assert results.remarks() == []
+    assert all(point["n"] == {} for curve in json.loads(results.to_json())["curves"] for point in curve["points"])
+    assert "n_" not in results.to_csv().splitlines()[0]
+
+
+def test_an_image_without_a_value_at_some_points_is_in_no_curve(pictures, tmp_path):
+    """Curves compare: they are over the images that all of them have, the originals too."""
+    results = measured(pictures, tmp_path, PickyJudge())
+    assert [[len(point.having("judge")) for point in curve.points] for curve in results.curves] == [[4, 5], [5, 5]]
+    assert results.common("judge") == [f"picture{number}.png" for number in range(4)]
+    results.originals["judge"].pop("picture0.png")
+    assert results.common("judge") == [f"picture{number}.png" for number in range(1, 4)]
+    (remark,) = results.remarks()
+    assert "at some points" in remark and "its computation gives nan" in remark
+
+
+def test_a_reason_is_kept_and_an_older_cache_without_one_is_measured_again(pictures, tmp_path):
+    first = measured(pictures, tmp_path, Picky())
+    again = Picky()
+    assert measured(pictures, tmp_path, again).to_json() == first.to_json()
+    assert again.calls == 0
+    identity = Picky.info.identity
+    for path in (tmp_path / "cache").rglob("*.json"):
+        kept = json.loads(path.read_text())
+        if isinstance(kept.get(identity), str):
+            path.write_text(json.dumps({**kept, identity: None}))
+    assert measured(pictures, tmp_path, Picky()).to_json() == first.to_json()
+
+
+def test_a_metric_without_any_value_is_not_computed(pictures, tmp_path):
+    class Never(Difference):
+        info = MetricInfo("never", "Never", True, "image", "never")
+        smallest = 100
+
+    results = measured(pictures, tmp_path, Never())
+    assert list(results.metrics) == ["difference"]
+    reason = "it has no value for any image: 40 x 32 pixels are too few: it takes sides of 100"
+    assert results.not_computed == {"never": reason}
+
+
+def test_the_number_of_patches_is_kept_and_too_few_are_remarked(pictures, tmp_path):
+    class Scarce(Distance):
+        info = MetricInfo("scarce", "Scarce", False, "set", "distance of mean features", enough=21)
+
+    class Enough(Distance):
+        info = MetricInfo("enough", "Enough", False, "set", "distance of mean features", enough=20)
+
+    results = measured(pictures, tmp_path, sets=[Scarce(), Enough()])
+    assert results.patches == json.loads(results.to_json())["patches"] == {"scarce": 20, "enough": 20}
+    (remark,) = results.remarks()
+    assert remark == "Scarce is over 20 patches: below 21 it must not be compared with values over other images"
+    assert results.label(results.metrics["scarce"]) == "Scarce, n = 20"
+    assert results.over(results.metrics["enough"]) == "n = 20 patches"
+
+
+def test_a_metric_of_sets_that_fails_costs_nothing_else(pictures, tmp_path):
+    class Fails(Distance):
+        info = MetricInfo("fails", "Fails", False, "set", "distance of mean features")
+
+        def value(self, features, reference):
+            raise np.linalg.LinAlgError("SVD did not converge")
+
+    class Sometimes(Distance):
+        info = MetricInfo("sometimes", "Sometimes", False, "set", "distance of mean features")
+
+        def value(self, features, reference):
+            return super().value(features, reference) if features.max() > 200 else float("nan")
+
+    results = measured(pictures, tmp_path, sets=[Fails(), Sometimes()])
+    assert results.not_computed == {"fails": "its computation fails: SVD did not converge"}
+    assert list(results.metrics) == ["difference", "sometimes"]
+    (remark,) = results.remarks()
+    assert remark == "Sometimes has no value at 4 of 4 points"
+
+
+def test_features_that_fail_on_an_image_name_it(pictures, tmp_path):
+    class Breaks(Corners):
+        def __call__(self, image):
+            if image.shape[-1] == 64:
+                raise RuntimeError("no features\nfor this")
+            return super().__call__(image)
+
+    runner = Runner([Posterise()], [], [Distance(Breaks())], Cache(tmp_path / "cache"))
+    mine, failures = runner.run(str(pictures))
+    assert len(mine) == 4 and failures == [f"{pictures}/picture4.png: means of quarters fails: no features for this"]
 
 
 # --- gic among the codecs -----------------------------------------------------------------------------------------

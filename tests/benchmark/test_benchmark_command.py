@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from metric_files import isolate
 from PIL import Image
 from small import CONFIG, array, picture, small_model
 
@@ -129,6 +130,45 @@ def test_a_second_run_measures_nothing_and_says_the_same(place, monkeypatch):
     assert changed == json.loads(first)
 
 
+def test_a_white_picture_costs_no_metric_its_mean(place, shared, monkeypatch, capsys):
+    """NIQE has no value for it where a codec keeps it, as JPEG does; PSNR is infinite there."""
+    monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
+    Image.new("RGB", (120, 100), "white").save("pictures/white.png")
+    Image.fromarray(array(picture(130, 110, "edges", 7))).save("pictures/large.png")
+    assert command("--metrics", "[psnr, niqe, fid768]", "--data", "[pictures/white.png, pictures/large.png]") == 0
+    printed = capsys.readouterr()
+    out = place / "out"
+    results = load_results(out / "results.json")
+    assert list(results.metrics) == ["psnr", "niqe"] and "0 patches" in results.not_computed["fid768"]
+    for point in next(curve for curve in results.curves if curve.name == "jpeg").points:
+        for metric in ("niqe", "psnr"):
+            assert point.images["white.png"].metrics[metric] is None
+            assert point.mean(metric) == point.images["large.png"].metrics[metric]
+    assert results.common("niqe") == results.common("psnr") == ["large.png"]
+    assert "WARNING: NIQE has no value for 1 of 2 images" in printed.err
+    for text in (printed.out, (out / "report.html").read_text()):
+        assert "(n = 1)" in text
+    assert "NIQE has no value for 1 of 2 images" in (out / "report.html").read_text()
+    assert "n = 1 of 2 images" in (out / "curves" / "niqe.svg").read_text()
+    assert b"test/niqe/jpeg (n = 1 of 2 images)" in next((out / "tensorboard").iterdir()).read_bytes()
+
+
+def test_fid_of_two_patches_is_said_to_be_of_two_patches(place, shared, monkeypatch, capsys):
+    monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(shared / "weights"))
+    for number in range(2):
+        Image.fromarray(array(picture(256, 260, "edges", number))).save(f"pictures/p{number}.png")
+    settings = (place / "test.yaml").read_text().replace("q: [1.0, 2.0, 4.0, 6.0]", "q: [2.0, 6.0]")
+    (place / "test.yaml").write_text(settings.replace("[10, 30, 60, 90]", "[30]"))
+    assert command("--metrics", "[fid768, kid768]", "--limit", "2") == 0
+    printed = capsys.readouterr()
+    said = "is over 2 patches: below 768 it must not be compared with values over other images"
+    report = (place / "out" / "report.html").read_text()
+    assert f"WARNING: FID-768 (256x256 patches) {said}" in printed.err
+    assert f"FID-768 (256x256 patches) {said}" in report and "FID-768 (256x256 patches), n = 2" in report
+    assert "n = 2" in printed.out
+    assert "n = 2 patches" in (place / "out" / "curves" / "fid768.svg").read_text()
+
+
 def test_what_cannot_be_computed_is_listed(place, monkeypatch, capsys):
     monkeypatch.setenv("GIC_METRIC_WEIGHTS", str(place / "nowhere"))
     monkeypatch.setenv("TORCH_HOME", str(place / "empty"))
@@ -170,3 +210,69 @@ def test_a_broken_image_is_named_and_no_mean_is_written(place, capsys):
     assert command() == 2
     assert "broken.png" in capsys.readouterr().err
     assert not (place / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize("absent", [["lightning"], ["bjontegaard", "tensorboard"], ["matplotlib"], ["torchmetrics"]])
+def test_without_a_package_that_every_run_needs_nothing_is_begun(place, absent, monkeypatch, capsys):
+    """Also those that are used only when all is measured: the figures, BD-rates and TensorBoard's log."""
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert command() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("needed here and not installed: pip install 'gic[train]'")
+    assert all(name in line for name in absent)
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("absent", "metric"),
+    [("pyiqa", "niqe"), ("timm", "niqe"), ("lpips", "lpips_alex"), ("torch_fidelity", "fid768"),
+     ("pytorch_msssim", "ms_ssim")],
+)  # fmt: skip
+def test_without_a_package_of_a_metric_the_others_are_measured(place, absent, metric, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split(".")[0] in (absent, "pyiqa")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, absent, None)
+    assert command("--metrics", f"[psnr, {metric}]", "--limit", "1") == 0
+    results = load_results(place / "out" / "results.json")
+    assert list(results.metrics) == ["psnr"]
+    assert absent in results.not_computed[metric] and "pip install 'gic[train]'" in results.not_computed[metric]
+
+
+def test_what_is_missing_is_said_at_once_and_before_any_network(place, monkeypatch, capsys):
+    from gic.benchmark import benchmark
+
+    def never(*arguments):
+        raise AssertionError("no metric should be made")
+
+    monkeypatch.setattr(benchmark, "make_metrics", never)
+    assert command("--data", "nothere", "--ckpt_path", "nowhere.ckpt") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothere" in line and "no checkpoint nowhere.ckpt" in line
+
+
+def test_a_wrong_level_is_said_before_any_network(place, monkeypatch, capsys):
+    from gic.benchmark import benchmark
+
+    monkeypatch.setattr(benchmark, "make_metrics", lambda *arguments: 1 / 0)
+    assert command("--codecs.q", "[100]") == 2
+    assert "100" in capsys.readouterr().err
+
+
+def test_files_that_must_be_downloaded_are_listed_before_the_first_of_them(place, monkeypatch, capsys):
+    isolate(monkeypatch, place)
+    assert command("--metrics", "[psnr, lpips_vgg, niqe]", "--limit", "1") == 0
+    first, *_ = capsys.readouterr().err.splitlines()
+    assert first == "not here, to be downloaded: vgg16-397923af.pth, niqe_modelparameters.mat"
+
+
+def test_published_points_of_other_images_are_left_out_and_that_is_said(place, capsys):
+    (place / "points.csv").write_text("dataset,codec,bpp,psnr\nkodak,HiFiC,1.0,30\nkodak,HiFiC,2.0,33\n")
+    assert command("--published", "points.csv") == 0
+    said = "1 of 1 published curves are over 24 images and this run over 3: they are not drawn"
+    assert f"WARNING: {said}" in capsys.readouterr().err
+    out = place / "out"
+    assert load_results(out / "results.json").not_computed["published points"] == said
+    report = (out / "report.html").read_text()
+    assert said in report and "HiFiC" not in report
+    assert "HiFiC" not in (out / "curves" / "psnr.svg").read_text()

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gic.benchmark.curves import STRONG, save_curves
-from gic.benchmark.published import PublishedCurve, read_published
+from gic.benchmark.curves import save_curves
+from gic.benchmark.palette import GREYS, STRONG, looks, published_looks
+from gic.benchmark.palette import PUBLISHED as PUBLISHED_COLOURS
+from gic.benchmark.published import PublishedCurve, of_as_many, read_published
 from gic.benchmark.results import Curve, Measurement, Point, Results
 from gic.errors import DataError
 from gic.quality.metric import MetricInfo
@@ -48,6 +50,7 @@ PUBLISHED: list[PublishedCurve] = [
         "name": "HiFiC",
         "source": "somewhere",
         "note": "",
+        "images": None,
         "points": [
             {"bits_per_pixel": 0.001, "metrics": {"psnr": 5.0}},
             {"bits_per_pixel": 0.2, "metrics": {"psnr": 27.0}},
@@ -101,7 +104,8 @@ def test_published_points_at_other_rates_are_left_out(tmp_path: Path) -> None:
     made = results(musiq=METRICS["musiq"])
 
     def published(rate: float) -> list[PublishedCurve]:
-        return [{"name": "x", "source": "", "note": "", "points": [{"bits_per_pixel": rate, "metrics": {"musiq": 60}}]}]
+        point = {"bits_per_pixel": rate, "metrics": {"musiq": 60.0}}
+        return [{"name": "x", "source": "", "note": "", "images": None, "points": [point]}]
 
     without = one(tmp_path / "without", made)
     assert one(tmp_path / "far", made, published(0.004)) == without
@@ -123,6 +127,72 @@ def test_metrics_without_values_get_no_figure(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == settings  # nothing is left behind for other figures
     empty = Results({}, [], METRICS, {}, [])
     assert save_curves(tmp_path / "empty", empty) == []
+
+
+def test_the_word_originals_lies_where_no_curve_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right of the panel: within it, some curve always runs along the line of a good codec."""
+    from matplotlib.figure import Figure
+
+    save, seen = Figure.savefig, []
+
+    def watched(figure: Figure, *arguments: object, **options: object) -> None:
+        save(figure, *arguments, **options)  # type: ignore[arg-type]
+        for axes in figure.axes:
+            panel = axes.get_window_extent()
+            words = [text for text in axes.texts if text.get_text() == "originals"]
+            seen.extend((word.get_window_extent(), panel, figure.bbox, axes) for word in words)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    made = results(psnr=METRICS["psnr"], musiq=METRICS["musiq"], ms_ssim=METRICS["ms_ssim"])
+    save_curves(tmp_path, made)
+    assert len(seen) == 4  # overview and MUSIQ, twice each
+    for word, panel, figure, axes in seen:
+        assert word.x0 >= panel.x1 and word.x1 <= figure.x1
+        others = [other.get_tightbbox() for other in axes.figure.axes if other is not axes]
+        assert not any(word.overlaps(other) for other in others)
+
+
+def test_a_codec_at_an_r_looks_alike_in_every_run() -> None:
+    """Whatever else was measured, in whatever order."""
+    made = results()
+    whole = looks(made)
+    assert whole["gic r=0"] == (STRONG[0], "circle") and whole["gic r=1"] == (STRONG[1], "circle")
+    for kept in ([1, 3], [3, 2, 1], [2, 1, 0], [0]):
+        part = looks(replace(made, curves=[made.curves[i] for i in kept]))
+        assert part == {made.curves[i].name: whole[made.curves[i].name] for i in kept}
+
+
+def test_curves_of_one_run_can_be_told_apart() -> None:
+    names = [f"{codec} {way}" for codec in "abcdefg" for way in ("r=0", "r=1", "r=0.5")]
+    tested = [Curve(name, name[0], name[2:], "1", {}, []) for name in names]
+    others = [Curve(f"codec{i}", f"codec{i}", "", "1", {}, []) for i in range(10)]
+    found = looks(Results({}, [], {}, {}, [*tested, *others]))
+    assert len(set(found.values())) == len(names) + 10
+    assert len(set(published_looks([str(i) for i in range(20)]).values())) == 20
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("colour", [*STRONG, *GREYS, *PUBLISHED_COLOURS])
+def test_colours_can_be_seen_on_white_and_on_the_reports_dark_paper(colour: str) -> None:
+    paper, ink = luminance("#1c2024"), luminance(colour)
+    assert 1.05 / (ink + 0.05) > 2.2 and (ink + 0.05) / (paper + 0.05) > 3
+
+
+def test_a_curve_with_gaps_is_drawn_over_the_images_that_all_have(tmp_path: Path) -> None:
+    made = results(musiq=METRICS["musiq"])
+    whole = one(tmp_path / "whole", made)
+    assert "n = " not in whole.split("bits per pixel")[0]
+    images = made.curves[0].points[2].images
+    images["b"] = replace(images["b"], metrics={"musiq": None})  # type: ignore[index]
+    drawn = one(tmp_path / "gap", made)
+    assert "n = 1 of 2 images" in drawn and "n = 2 where not stated" in drawn
+    images["a"] = replace(images["a"], metrics={"musiq": None})  # type: ignore[index]
+    assert "n = 1 of 2 images" not in one(tmp_path / "none", made)  # a point without any value is left out
 
 
 # --- published points ---------------------------------------------------------------------------------------------
@@ -171,6 +241,19 @@ def test_refused_files(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read_published(path)
     assert str(path) in str(caught.value)
+
+
+def test_points_over_another_number_of_images_are_not_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text("dataset,codec,bpp,psnr,images\nkodak,known,0.4,31,\nkodak,stated,0.4,31,2\nclic,unknown,0.4,31,\n")
+    kodak, clic = read_published(path), read_published(path, "clic")
+    assert [curve["images"] for curve in (*kodak, *clic)] == [24, 2, None]
+    drawn, said = of_as_many([*kodak, *clic], 2)
+    assert [curve["name"] for curve in drawn] == ["stated", "unknown"]
+    assert said == "1 of 3 published curves are over 24 images and this run over 2: they are not drawn"
+    assert of_as_many(clic, 7) == (clic, "")
+    path.write_text("codec,bpp,psnr\nmine,0.4,31\n")  # of no data set
+    assert read_published(path)[0]["images"] is None
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image, features
 
+from gic.benchmark.curves import save_curves
+from gic.benchmark.palette import STRONG
 from gic.benchmark.report import write_report
 from gic.benchmark.results import Curve, Measurement, Point, Results
 from gic.errors import DataError
@@ -171,6 +175,57 @@ def test_tables_hold_means_and_rates(page: Path) -> None:
     assert re.findall("<td>(.*?)</td>", row[1]) == ["100", "0.1302", "22.00", "9.000", "50.00", "0.500", "0.250"]
     words = Page(text).text
     assert "−23.5 %" in words and "too <b>few</b> points" in words and "its weights are not here" in words
+
+
+def test_pictures_come_first_and_how_it_was_made_last(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    order = [
+        text.index(part)
+        for part in ('id="pictures"', 'id="curves"', 'id="means"', 'id="details"', "gic test --limit 2")
+    ]
+    assert order == sorted(order)
+    assert re.search("<details><summary>How and where this was made</summary>.*?gic test --limit 2.*?</details>", text)
+
+
+def test_a_curve_has_the_colour_that_it_has_in_the_figures(page: Path, tmp_path: Path) -> None:
+    results = make_results()
+    save_curves(tmp_path, results, PUBLISHED)
+    figure = (tmp_path / "psnr.svg").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"))
+    assert found
+    data = json.loads(found[1])
+    colours = {curve["name"]: curve["colour"] for curve in (*data["curves"], *data["published"])}
+    assert colours["gic r=0"] == STRONG[0] and colours["gic r=1"] == STRONG[1]
+    assert len(set(colours.values())) == len(colours) == 6
+    assert all(colour in figure for colour in colours.values())
+
+
+def with_gap() -> Results:
+    """Results in which NIQE has no value for the first image in one file of gic."""
+    results = make_results()
+    key = KEYS[0]
+    images = results.curves[0].points[1].images
+    images[key] = replace(images[key], metrics={**images[key].metrics, "niqe": None}, reasons={"niqe": "it is <flat>"})  # type: ignore[index]
+    return replace(results, patches={"fid": 2})
+
+
+def test_means_over_fewer_images_say_so(tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", with_gap(), bd_rows=(), pictures=Pictures())
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    row = re.search(r'<tr><th scope="row">q=2</th>(.*?)</tr>', text)
+    assert row and "<td>8.000 <small>(n = 1)</small></td>" in row[1]
+    assert text.count("(n = 1)") == 1
+    words = Page(text).text
+    assert (
+        f"NIQE has no value for 1 of 2 images at some points, and its means are over the others: {EVIL}: it is <flat>"
+        in words
+    )
+    assert "FID, n = 2" in words
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert found
+    data = json.loads(found[1])
+    assert [metric["over"] for metric in data["metrics"]] == ["", "n = 1 of 2 images", "n = 2 patches"]
+    assert data["curves"][3]["points"][0]["values"]["niqe"][1] == 9.0  # of the other image alone
 
 
 def test_files_that_browsers_show_are_embedded_as_they_are_and_only_where_they_are_shown(page: Path) -> None:
@@ -416,8 +471,8 @@ def test_the_wheel_belongs_to_the_page_until_the_picture_is_clicked(browser: Dri
     stage = browser.find("#stage")
     browser.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", stage)
     before = browser.run("return scrollY")
-    browser.actions().scroll_from_origin(ScrollOrigin.from_element(stage), 0, -100).perform()
-    browser.until(lambda: browser.run("return scrollY") < before)
+    browser.actions().scroll_from_origin(ScrollOrigin.from_element(stage), 0, 100).perform()
+    browser.until(lambda: browser.run("return scrollY") > before)
     assert pictures_at(browser)["width"] == WIDTH
 
 
@@ -591,6 +646,13 @@ def test_fits_the_window_and_can_be_read(browser: Driver, width: int, scheme: st
     ink, paper = luminances
     assert (ink < paper) == (scheme == "light")
     assert (max(luminances) + 0.05) / (min(luminances) + 0.05) > 7  # WCAG 2, level AAA
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_picture_is_on_the_first_screen(browser: Driver, width: int) -> None:
+    browser.open(width)
+    box = browser.box("#stage")
+    assert box["top"] + box["height"] < 900
 
 
 def test_every_control_has_a_name(browser: Driver) -> None:

@@ -16,7 +16,7 @@ import torch
 from metric_files import Payload, isolate, save_cnniqa
 
 from gic.commands.dispatch import run
-from gic.errors import ConfigError, MissingExtraError
+from gic.errors import ConfigError, MissingExtraError, require
 from gic.quality import weights as metric_weights
 from gic.quality.metrics import make_metric
 from gic.quality.networks import build_pyiqa
@@ -295,3 +295,12 @@ def test_the_list_needs_no_torch():
 def test_every_file_is_needed_and_every_need_is_a_file():
     assert {key for entry in METRICS.values() for key in entry.weights} == set(FILES)
     assert metric_weights.VARIABLE == "GIC_METRIC_WEIGHTS"
+
+
+def test_a_package_that_lacks_another_says_which(tmp_path, monkeypatch):
+    (tmp_path / "incomplete.py").write_text("import surely_absent.part")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingExtraError, match=r"'incomplete' needs 'surely_absent', .* pip install 'gic\[train\]'"):
+        require("incomplete")
+    with pytest.raises(MissingExtraError, match="'surely_absent' is needed here"):
+        require("surely_absent")

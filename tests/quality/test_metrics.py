@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from metric_files import Payload, isolate, save_clip, save_cnniqa
+from metric_files import Payload, isolate, save_clip, save_cnniqa, save_dists, save_musiq, save_vgg
 from PIL import Image
 from small import picture
 
 from gic.errors import ConfigError, DataError
 from gic.pictures.tensors import to_image, to_tensor
-from gic.quality.metric import ImageMetric
+from gic.quality.metric import ImageMetric, MetricInfo
 from gic.quality.metrics import higher_better, make_metric, make_metrics
 from gic.quality.set_metrics import BATCH, PATCH, frechet_distance, patches, squared_mmd
 from gic.quality.ssimulacra2 import ssimulacra2
@@ -65,6 +65,7 @@ def test_psnr_is_the_textbooks():
     error = np.mean((x.numpy().astype(np.float64) - x_hat.numpy().astype(np.float64)) ** 2)
     assert make_metric("psnr")(x_hat, x) == pytest.approx(10 * math.log10(255**2 / error), abs=1e-9)
     assert make_metric("psnr")(x, x) is None
+    assert "equals its original" in make_metric("psnr").judge(x, x)
 
 
 def test_psnr_of_one_level_of_error_everywhere():
@@ -221,16 +222,97 @@ def test_ssimulacra2_takes_sides_of_eight():
     assert metric(x_hat[..., 1:], x[..., 1:]) is None
 
 
-@pytest.mark.parametrize("name", ["ms_ssim", "lpips_alex", "lpips_alex_moved", "lpips_squeeze", "niqe"])
-def test_the_smallest_image_is_the_smallest_that_the_library_takes(name, weights):
-    metric = make_metric(name)
+def random_weights(name, folder):
+    """Files of random weights for the metrics that are built from them; None for the others."""
+    if name == "clipiqa":
+        return {"clipiqa": str(save_clip(folder / "clip.pt"))}
+    if name == "musiq":
+        return {"musiq": str(save_musiq(folder / "musiq.pt"))}
+    if name in ("lpips_vgg", "dists"):
+        vgg = {"lpips_vgg" if name == "lpips_vgg" else "dists_vgg": str(save_vgg(folder / "vgg.pth"))}
+        return vgg if name == "lpips_vgg" else {**vgg, "dists": str(save_dists(folder / "dists.pth"))}
+    return None
+
+
+OF_IMAGES = [name for name, entry in METRICS.items() if not entry.class_path.startswith("gic.quality.set_metrics")]
+TAKE_LESS = ("dists", "brisque", "clipiqa")
+"""Whose libraries compute something for smaller images too: of fewer features, or for some images only."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "ilniqe" else []) for name in OF_IMAGES]
+)
+def test_the_smallest_image_is_the_smallest_that_the_library_takes(name, request, tmp_path):
+    named = random_weights(name, tmp_path)
+    request.getfixturevalue("weights" if named is None else "no_network")
+    try:
+        metric = make_metric(name, named, download=False)
+    except ConfigError as missing:
+        pytest.skip(str(missing))
     side = metric.smallest
-    x, x_hat = picture(side, side + 40), picture(side, side + 40, salt=1)
-    assert metric(x_hat, x) is not None
-    assert metric(x_hat[..., 1:], x[..., 1:]) is None
-    metric.smallest = 1
-    with pytest.raises(DataError, match=f"{name} fails on an image of {side - 1} x {side + 40} pixels"):
-        metric(x_hat[..., 1:], x[..., 1:])
+    for width, height in ((side, side), (side, side + 40), (side + 40, side)):
+        assert math.isfinite(metric.judge(picture(width, height), picture(width, height, salt=1)))
+    if side == 1:
+        return
+    small, small_hat = picture(side - 1, side + 40), picture(side - 1, side + 40, salt=1)
+    assert metric(small_hat, small) is None
+    assert metric.judge(small_hat, small) == f"{side - 1} x {side + 40} pixels are too few: it takes sides of {side}"
+    if name not in TAKE_LESS:
+        metric.smallest = 1
+        values = [
+            metric.judge(picture(width, side - 1), picture(width, side - 1, salt=1)) for width in (side - 1, side)
+        ]
+        assert any(isinstance(value, str) and "computation" in value for value in values)
+
+
+@pytest.mark.parametrize("name", ["niqe", "brisque", "ilniqe"])
+@pytest.mark.parametrize("level", [0, 250])
+def test_natural_statistics_of_one_colour_are_no_value(name, level, weights):
+    flat = torch.full((3, 100, 120), level, dtype=torch.uint8)
+    metric = make_metric(name)
+    assert metric(flat, picture(120, 100)) is None
+    assert metric.judge(flat, picture(120, 100)) == "all pixels of the picture are equal"
+
+
+def test_niqe_of_a_gradient_is_no_value_but_a_reason(weights):
+    """Every block of it is without any detail."""
+    gradient = torch.arange(200)[None, None].expand(3, 100, 200).to(torch.uint8)
+    assert "its computation fails" in make_metric("niqe").judge(gradient, gradient)
+
+
+class Failing(ImageMetric):
+    info = MetricInfo("failing", "Failing", True, "image", "mine")
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    def measure(self, x_hat, x):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [math.nan, math.inf, AssertionError("flat"), np.linalg.LinAlgError("singular"), torch.linalg.LinAlgError("nan"),
+     ZeroDivisionError(), KeyError("k"), TypeError("None"), OverflowError("big")],
+)  # fmt: skip
+def test_a_metric_that_fails_on_an_image_has_no_value_there(outcome):
+    metric = Failing(outcome)
+    x = picture(8, 8)
+    assert metric(x, x) is None
+    assert "its computation" in metric.judge(x, x)
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [MemoryError("cannot"), torch.OutOfMemoryError("CUDA out of memory"),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), RuntimeError("CUDA error: launch failure")],
+)  # fmt: skip
+def test_a_machine_that_fails_is_an_error_and_no_missing_value(outcome):
+    """Else a mean would depend on the machine."""
+    with pytest.raises(DataError, match="failing fails on an image of 8 x 8 pixels"):
+        Failing(outcome)(picture(8, 8), picture(8, 8))
 
 
 def test_a_value_does_not_depend_on_where_it_is_asked_for(weights, pair):
@@ -297,6 +379,24 @@ def test_images_without_patches_have_no_features(weights):
     assert features.shape == (0, 768)
     with pytest.raises(DataError, match="at least two patches of 256 x 256"):
         fid.value(features, features)
+
+
+def test_below_how_many_patches_values_are_not_comparable_is_stated(weights):
+    _, (fid, kid), _ = make_metrics(["fid768", "kid768"])
+    assert (fid.info.enough, kid.info.enough) == (768, 100)  # FID: as many as features
+    assert fid.info.caution(2) == (
+        "FID-768 (256x256 patches) is over 2 patches: below 768 it must not be compared with values over other images"
+    )
+    assert fid.info.caution(768) == kid.info.caution(192) == make_metric("psnr").info.caution(1) == ""
+
+
+def test_a_few_patches_and_their_reconstructions_lower_kid():
+    """They are not independent: why kid states a number of patches, too."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 16, generator=generator, dtype=torch.float64)
+    x_hat = 0.9 * x + 0.3
+    few = torch.stack([torch.tensor(squared_mmd(b, a)) for a, b in zip(x.split(4), x_hat.split(4), strict=True)])
+    assert float(few.mean()) < 0 < squared_mmd(x_hat, x)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(5, 7, 20), (40, 30, 6), (4, 50, 10)])

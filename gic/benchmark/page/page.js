@@ -319,16 +319,13 @@ function charts() {
     "triangle-up": "M0-3.2 3.2 2.6H-3.2Z",
     "triangle-down": "M0 3.2 3.2-2.6H-3.2Z",
   };
-  const symbols = Object.keys(SHAPES);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // Plotly takes text for a small set of HTML tags.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
   // Measured curves are filled and drawn through, published ones hollow and dashed.
-  const curves = [...data.curves, ...data.published.map((curve) => ({ ...curve, published: true }))].map((curve, index) => ({
+  const curves = [...data.curves, ...data.published.map((curve) => ({ ...curve, published: true }))].map((curve) => ({
     ...curve,
-    colour: `--c${index % 8}`,
-    symbol: symbols[index % symbols.length],
     visible: true,
   }));
 
@@ -345,8 +342,8 @@ function charts() {
         [
           `<b>${plain(curve.name)}</b>`,
           ...(point.setting ? [plain(point.setting)] : []),
-          bitsText(point.bpp),
-          `${plain(metric.label)} ${valueText(point.values[metric.name])}${plain(unit)}`,
+          bitsText(point.values[metric.name][0]),
+          `${plain(metric.label)} ${valueText(point.values[metric.name][1])}${plain(unit)}`,
           ...(curve.published ? ["published"] : []),
         ].join("<br>"),
       );
@@ -354,13 +351,13 @@ function charts() {
         type: "scatter",
         mode: "lines+markers",
         name: plain(curve.name),
-        x: points.map((point) => point.bpp),
-        y: points.map((point) => point.values[metric.name]),
+        x: points.map((point) => point.values[metric.name][0]),
+        y: points.map((point) => point.values[metric.name][1]),
         text,
         hoverinfo: "text",
         visible: curve.visible,
-        line: { color: colour(curve.colour), width: curve.published ? 1.5 : 2, dash: curve.published ? "dash" : "solid" },
-        marker: { color: colour(curve.colour), size: 8, symbol: curve.symbol + (curve.published ? "-open" : "") },
+        line: { color: curve.colour, width: curve.tested ? 3 : 1.5, dash: curve.published ? "dash" : "solid" },
+        marker: { color: curve.colour, size: 8, symbol: curve.shape + (curve.published ? "-open" : "") },
       };
     });
     const logarithmic = $("logarithmic").checked;
@@ -399,7 +396,7 @@ function charts() {
     .map((metric) => {
       const plot = Object.assign(element("div", { className: "plot" }), { metric });
       const better = metric.higher ? "higher is better" : "lower is better";
-      const about = element("small", { textContent: [metric.unit, `${arrow(metric)} ${better}`].filter(Boolean).join(", ") });
+      const about = element("small", { textContent: [metric.unit, `${arrow(metric)} ${better}`, metric.over].filter(Boolean).join(", ") });
       const caption = element("figcaption", { textContent: metric.label, title: metric.identity }, about);
       $("charts").append(element("figure", { className: "chart" }, caption, plot));
       return plot;
@@ -448,11 +445,11 @@ function charts() {
       for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
       return made;
     };
-    const stroke = `var(${curve.colour})`;
+    const stroke = curve.colour;
     const root = svg("svg", { width: 26, height: 12, viewBox: "-13 -6 26 12", "aria-hidden": "true" });
     const line = { d: "M-13 0H13", stroke, "stroke-width": 2, ...(curve.published ? { "stroke-dasharray": "4 3" } : {}) };
     const fill = curve.published ? "var(--card)" : stroke;
-    root.append(svg("path", line), svg("path", { d: SHAPES[curve.symbol], fill, stroke, "stroke-width": 1.5 }));
+    root.append(svg("path", line), svg("path", { d: SHAPES[curve.shape], fill, stroke, "stroke-width": 1.5 }));
     return root;
   }
 }
