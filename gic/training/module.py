@@ -46,6 +46,9 @@ from gic.training.schedule import WarmupCosine
 from gic.training.watch import LossWatch
 
 
+_WAITS_FOR_OTHERS = ("broadcast_buffers", "require_forward_param_sync")  # attributes of DistributedDataParallel
+
+
 class NonFiniteLossError(GicError, ArithmeticError):
     """The loss became NaN or infinite; the text names the batch and where it was saved."""
 
@@ -135,6 +138,8 @@ class LitCodec(L.LightningModule):
         self._metric_objects: tuple[list[ImageMetric], list[SetMetric]] | None = None
         self._watch = LossWatch()
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
+        self._run_steps = 2**62
+        self._ddp: dict[str, bool] = {}
         self._adversarial_state: dict[str, Any] | None = None  # of a checkpoint, until the run begins
 
     @property
@@ -171,14 +176,19 @@ class LitCodec(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser over the parameters that learn; no auxiliary one."""
         optimizer = self.make_optimizer(self._groups())
-        run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
         budget = time_budget(self.trainer)
+        self._run_steps = run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
 
         def factor(step: int) -> float:
             return self.schedule.factor(step, run_steps, budget.progress(step) if budget else 0.0)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _progress(self, step: int) -> float:
+        """Share of the run that is over at an optimiser step, in [0, 1]; 0 if it has no end."""
+        budget = time_budget(self.trainer)
+        return budget.progress(step) if budget else min(1.0, step / self._run_steps)
 
     def _groups(self) -> list[Any]:
         """Groups of trainable parameters by learning rate; the longest matching name decides."""
@@ -274,6 +284,7 @@ class LitCodec(L.LightningModule):
         """Seed levels and noise from the batch's global index: the same after a restart and for any number of ranks."""
         number = batch_idx * self.trainer.world_size + self.global_rank
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, number)
+        self.objective.progress = self._progress(self.global_step)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _stop_if_not_finite(self) -> None:
@@ -299,8 +310,18 @@ class LitCodec(L.LightningModule):
             checkpoint["adversarial"] = self.objective.adversarial.to_save()
 
     def on_validation_start(self) -> None:
-        """Refuse to measure such weights too."""
+        """Refuse to measure such weights too, and let no rank wait for one that has fewer images."""
         self._stop_if_not_finite()
+        # DistributedDataParallel sends the buffers of rank 0 to all before an image, and no longer after it.
+        wrapper: Any = self.trainer.strategy.model
+        self._ddp = {name: getattr(wrapper, name) for name in _WAITS_FOR_OTHERS if hasattr(wrapper, name)}
+        for name in self._ddp:
+            setattr(wrapper, name, False)
+
+    def on_validation_end(self) -> None:
+        """Let training go on as before."""
+        for name, value in self._ddp.items():
+            setattr(self.trainer.strategy.model, name, value)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the throughput of all ranks, in images per second, and the learning rate."""
@@ -402,10 +423,11 @@ class LitCodec(L.LightningModule):
             self.print(f"not computed: {names}: it takes two patches of 256 x 256 pixels among the validation images")
         self.before = self.before or means
         self.latest = means
+        everywhere = {"batch_size": 1, "sync_dist": True}  # all ranks have gathered the same values
         for mean in means:
             name = f"q{mean.q:g}_r{mean.realism:g}"
             known = {f"val/{key}/{name}": value for key, value in mean.metrics.items() if value is not None}
-            self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
+            self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, **everywhere)
         # One number to compare checkpoints: the rate-distortion loss, averaged over the levels at the lowest r.
         lambda_0 = self.objective.lambda_0
         rd = [
@@ -414,7 +436,7 @@ class LitCodec(L.LightningModule):
             if m.realism == min(self.realism) and m.metrics["psnr"] is not None
         ]
         if rd:
-            self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
+            self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, **everywhere)
         if self.trainer.is_global_zero and self.trainer.sanity_checking:
             about = {"step": self.global_step, "checkpoint": str(self.init_from or "")}
             save_json(self.output_dir / "results" / BEFORE, results, means, about)
