@@ -108,6 +108,11 @@ def _shared(item: Any) -> Any:
     return _ByValue(plain, free)
 
 
+def _unchanged(item: Any) -> Any:
+    """In the place of PyTorch's default, which makes tensors of arrays."""
+    return item
+
+
 class Workers(DataLoader[Any]):
     """A DataLoader of whole items whose workers survive a signal to the run, and whose death is a clear error.
 
@@ -118,8 +123,8 @@ class Workers(DataLoader[Any]):
 
     def __init__(self, dataset: IterableDataset[Any], **options: Any) -> None:
         # The default generator is the model's, and its state would change.
-        options = {"batch_size": None, "generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
-        super().__init__(_Sender(dataset), **options)
+        options = {"generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
+        super().__init__(_Sender(dataset), batch_size=None, collate_fn=_unchanged, **options)
         self._warned = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -149,7 +154,6 @@ class Workers(DataLoader[Any]):
                 f"a process that reads images was killed ({text.split(': ')[-1].strip() or type(error).__name__}): if "
                 "the machine runs out of memory, use fewer of them (--data.num_workers) or a smaller shuffle_buffer"
             ) from error
-
 
     def _received(self, items: Iterator[Any]) -> Iterator[Any]:
         """Undo what :class:`_Sender` has done."""
