@@ -178,8 +178,8 @@ class Workers(DataLoader[Any]):
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{_SHARED_MEMORY} has only {free / 1e6:.1f} MB free: images come through pipes, which is slower; enlarge "
-                "it (docker run --shm-size=2g), or read in this process (--data.num_workers 0)",
+                f"{_SHARED_MEMORY} has only {free / 1e6:.1f} MB free: images come through pipes, which is slower; "
+                "enlarge it (docker run --shm-size=2g), or read in this process (--data.num_workers 0)",
                 stacklevel=2,
             )
 
@@ -365,6 +365,17 @@ class ImageData(lightning.LightningDataModule):
         self.remote = remote
         self._loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
+
+    def find(self) -> None:
+        """Look for the files that are named, before the synthetic images are made or a run begins.
+
+        Raises:
+            DataError: If shards or images are missing.
+        """
+        if self.train is not None:
+            expand_sources(self.train)
+        if self.val is not None:
+            EvalImages(self.val)
 
     def prepare_data(self) -> None:
         """Create the synthetic images if they are needed and missing; called on one rank per node."""

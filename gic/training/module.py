@@ -40,12 +40,14 @@ from gic.training.evaluation import (
     save_json,
     with_set_metrics,
 )
+from gic.training.history import draw_history
 from gic.training.objective import Objective
 from gic.training.run_folder import run_folder
 from gic.training.schedule import WarmupCosine
 from gic.training.watch import LossWatch
 
-
+HISTORY = "rate.png"
+"""Picture of a run's rate against the step, in its folder."""
 _WAITS_FOR_OTHERS = ("broadcast_buffers", "require_forward_param_sync")  # attributes of DistributedDataParallel
 
 
@@ -157,11 +159,16 @@ class LitCodec(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
         self.output_dir = run_folder(self.trainer)  # called here on all ranks
+        if self.trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision is {self.trainer.precision}: leave it out, and give --model.autocast bfloat16, "
+                "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto does so on GPUs that have it)"
+            )
         if stage == "fit" and self.init_from is not None:
             from gic.codec.weights import load_codec_state, shipped_weights
 
             start = shipped_weights() if self.init_from == "shipped" else self.init_from
-            self.codec.load_state_dict(load_codec_state(start))
+            begin_with(self.codec, load_codec_state(start), str(start))
         crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
         if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:
             raise ConfigError(f"crop_size must be a multiple of {self.codec.compressor.multiple}, not {crop}")
@@ -212,6 +219,9 @@ class LitCodec(L.LightningModule):
     def on_fit_start(self) -> None:
         """Move the loss's networks to the model's device, and load the discriminator from the checkpoint."""
         self.objective.to(self.device)
+        if self.trainer.world_size > 1:
+            for parameter in self.codec.parameters():
+                keep_strides(parameter)
         adversarial, saved = self.objective.adversarial, self._adversarial_state
         self._adversarial_state = None
         if adversarial is None:
@@ -456,6 +466,8 @@ class LitCodec(L.LightningModule):
             about["trained_on"] = self._trained_on()
         save_json(path, results, means, about)
         self.print(f"written: {path}")
+        if self.trainer.state.fn == "fit" and draw_history(path.parent, self.output_dir / HISTORY):
+            self.print(f"written: {self.output_dir / HISTORY}")
         if self.grids:
             folder = self.output_dir / "grids"
             folder.mkdir(parents=True, exist_ok=True)
@@ -480,6 +492,44 @@ class LitCodec(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
+
+
+def begin_with(codec: Codec, state: Mapping[str, Tensor], source: str) -> None:
+    """Load the parameters of an earlier stage into a codec.
+
+    Raises:
+        ConfigError: If they are those of a codec of another architecture; the text names what differs.
+    """
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
+        differ = [
+            f"{name} is {list(state[name].shape)}, here {list(shape)}"
+            for name, shape in shapes.items()
+            if name in state and tuple(state[name].shape) != shape
+        ]
+        differ += [f"{name} is not in the file" for name in shapes if name not in state]
+        differ += [f"{name} is only in the file" for name in state if name not in shapes]
+        raise ConfigError(
+            f"init_from: {source} holds a codec of another architecture than model.codec ({differ[0]}"
+            f"{f', and {len(differ) - 1} more' if len(differ) > 1 else ''}): name the config that it was trained with"
+        ) from error
+
+
+def keep_strides(parameter: Tensor) -> None:
+    """Give the gradients of a parameter its own strides along axes of size 1, where strides mean nothing.
+
+    The layers choose them freely, and DistributedDataParallel warns and copies when they differ.
+    """
+    strides = parameter.stride()
+
+    def restride(gradient: Tensor) -> Tensor:
+        same = all(n == 1 or a == b for n, a, b in zip(gradient.shape, gradient.stride(), strides, strict=True))
+        return gradient.as_strided(gradient.shape, strides) if same else gradient
+
+    if 1 in parameter.shape and parameter.requires_grad:
+        parameter.register_hook(restride)
 
 
 def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> None:
