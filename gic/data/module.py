@@ -58,7 +58,7 @@ _SHARED_MEMORY = "/dev/shm"
 class _Sent(NamedTuple):
     """Last item of a worker: how many it has sent before."""
 
-    count: int
+    number: int
 
 
 class _ByValue(NamedTuple):
@@ -100,7 +100,7 @@ def _shared(item: Any) -> Any:
         # A failed attempt leaves its file behind: look before.
         if sum(tensor.nbytes for tensor in tensors) + 2**16 < free:
             for tensor in tensors:
-                tensor.share_memory_()
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
             return item
     except RuntimeError:  # another process was faster
         pass
@@ -160,7 +160,7 @@ class Workers(DataLoader[Any]):
         arrived = sent = 0
         for item in items:
             if isinstance(item, _Sent):
-                sent += item.count
+                sent += item.number
                 continue
             arrived += 1
             if isinstance(item, _ByValue):

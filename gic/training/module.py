@@ -162,7 +162,8 @@ class LitCodec(L.LightningModule):
         if self.trainer.precision != "32-true":
             raise ConfigError(
                 f"trainer.precision is {self.trainer.precision}: leave it out, and give --model.autocast bfloat16, "
-                "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto does so on GPUs that have it)"
+                "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto does so on GPUs that "
+                "have it)"
             )
         if stage == "fit" and self.init_from is not None:
             from gic.codec.weights import load_codec_state, shipped_weights
@@ -433,7 +434,7 @@ class LitCodec(L.LightningModule):
             self.print(f"not computed: {names}: it takes two patches of 256 x 256 pixels among the validation images")
         self.before = self.before or means
         self.latest = means
-        everywhere = {"batch_size": 1, "sync_dist": True}  # all ranks have gathered the same values
+        everywhere: dict[str, Any] = {"batch_size": 1, "sync_dist": True}  # all ranks have gathered the same values
         for mean in means:
             name = f"q{mean.q:g}_r{mean.realism:g}"
             known = {f"val/{key}/{name}": value for key, value in mean.metrics.items() if value is not None}
@@ -529,7 +530,7 @@ def keep_strides(parameter: Tensor) -> None:
         return gradient.as_strided(gradient.shape, strides) if same else gradient
 
     if 1 in parameter.shape and parameter.requires_grad:
-        parameter.register_hook(restride)
+        parameter.register_hook(restride)  # type: ignore[no-untyped-call]
 
 
 def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> None:
