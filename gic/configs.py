@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +18,16 @@ from gic.errors import ConfigError, GicError
 from gic.names import OLD_NAMES, current
 
 EXTENDS = "extends"
+_NOT_ACCEPTED = re.compile(r"Option '(\w+)' is not accepted|[Uu]nrecognized arguments: --(?:\w+\.)*(\w+)")
+_FROM = "# from "  # first line of a config that was written anew, before the name of its file
+_USUAL = (
+    "lightning.Trainer",
+    "gic.data.module.ImageData",
+    "gic.training.module.LitCodec",
+    "gic.models.codec.Codec",
+    "gic.training.checkpoint.Checkpoint",
+    "gic.benchmark.benchmark.Benchmark",
+)
 
 
 def expand_configs(argv: Sequence[str]) -> list[str]:
@@ -64,34 +78,56 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
         return ["--config", str(path)]
     parents = [parents] if isinstance(parents, str) else parents or []
     words = [word for parent in parents for word in _expand(path.parent / parent, (*above, resolved))]
-    return [*words, "--config", yaml.safe_dump(data, sort_keys=False)] if data else words
+    return [*words, "--config", f"{_FROM}{path}\n{yaml.safe_dump(data, sort_keys=False)}"] if data else words
 
 
-def places_of(key: str, configs: Sequence[object]) -> list[str]:
-    """Where configs have a key: dotted paths, each once.
+def explained(key: str, words: Sequence[str]) -> str:
+    """Where a key that is not accepted was given, and the name that may be meant.
 
-    >>> places_of("foo", [{"model": {"foo": 1, "codec": {"foo": 2}}}])
-    ['model.foo', 'model.codec.foo']
+    Args:
+        key: The key.
+        words: What :func:`expand_configs` gives.
+
+    Example:
+        >>> explained("q_mni", ["--config", "model: {codec: {class_path: gic.models.codec.Codec, q_mni: 1}}"])
+        ': model.codec.q_mni in a config; did you mean q_min?'
     """
-    found: dict[str, None] = {}
+    places: dict[str, None] = {}
+    classes: dict[str, None] = {}
 
-    def search(value: object, at: str) -> None:
+    def search(value: object, at: str, source: str) -> None:
         if isinstance(value, dict):
+            classes.update(dict.fromkeys(str(value[name]) for name in ("class_path",) if name in value))
             for name, part in value.items():
                 path = f"{at}.{name}" if at else str(name)
                 if name == key:
-                    found[path] = None
-                search(part, path)
+                    places[f"{path} in {source}"] = None
+                search(part, path, source)
 
-    for config in configs:
-        search(config, "")
-    return list(found)
+    for option, text in pairwise(words):
+        if option == "--config":
+            written = Path(text).read_text() if text.endswith((".yaml", ".yml")) else text
+            first = written.partition("\n")[0]
+            name = first.removeprefix(_FROM) if first.startswith(_FROM) else "a config" if written is text else text
+            search(yaml.safe_load(written), "", name)
+    given = {word: re.split(r"[-.]", word.partition("=")[0])[-1] for word in words if word.startswith("--")}
+    places |= {f"{word} on the command line": None for word, name in given.items() if name == key}
+    near = difflib.get_close_matches(key, _parameters(classes), 1)
+    text = f": {' or '.join(places)}" if places else ""
+    return text + (f"; did you mean {near[0]}?" if near else "")
 
 
-def configs_among(words: Sequence[str]) -> list[object]:
-    """The configs among the words that :func:`expand_configs` gives."""
-    texts = [text for option, text in pairwise(words) if option == "--config"]
-    return [yaml.safe_load(Path(text).read_text() if text.endswith((".yaml", ".yml")) else text) for text in texts]
+def _parameters(classes: Iterable[str]) -> list[str]:
+    """Names of the parameters of classes of gic, of its trainer and its data among them."""
+    names: dict[str, None] = {}
+    for path in [*classes, *_USUAL]:
+        module, _, name = path.rpartition(".")
+        if module.partition(".")[0] in ("gic", "lightning", "torch"):
+            try:
+                names.update(dict.fromkeys(inspect.signature(getattr(import_module(module), name)).parameters))
+            except (ImportError, AttributeError, TypeError, ValueError):
+                continue
+    return list(names)
 
 
 def own_error(error: BaseException) -> GicError | None:
@@ -109,9 +145,13 @@ class PlainErrors:
     """Who says so."""
     explained_by = "--help"
     """Options that explain the others."""
+    words: Sequence[str] = ()
+    """What is parsed, as :func:`expand_configs` gives it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message and stop."""
+        """Print the message, with where a name that is not accepted was given and what it may be meant for, and stop."""
+        if match := _NOT_ACCEPTED.search(message):
+            message += explained(match[1] or match[2], self.words)
         print(f"{self.speaker}: {message}", file=sys.stderr)
         print(f"{self.speaker}: --print_config shows every setting; {self.explained_by} explains them", file=sys.stderr)
         sys.exit(2)

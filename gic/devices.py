@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import torch
 
 from gic.errors import ConfigError
 
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers for its own steps: the job script, an interactive shell
 _WHY = "a Mac's GPU (mps) has no float64, which the codec's posterior needs"
 
 
@@ -49,3 +51,21 @@ def check_accelerator(asked: Any) -> Any:
     if asked == "mps" or (asked == "gpu" and mps) or type(asked).__name__ == "MPSAccelerator":
         raise ConfigError(f"{_WHY}: use the accelerator cpu, or auto")
     return asked
+
+
+def alone_without_srun() -> None:
+    """Let Lightning run on this machine alone in a SLURM allocation whose ``srun`` has not started this process.
+
+    In the shell of ``salloc`` and in a job script, the variables describe tasks that nobody has started: Lightning
+    would wait for them, or refuse. It passes SLURM over in jobs of this name.
+    """
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # this says it where it matters
+    started = os.environ.get("SLURM_STEP_ID", "")
+    if "SLURM_NTASKS" not in os.environ or (started.isdecimal() and int(started) < _FIRST_SPECIAL_STEP):
+        return
+    if int(os.environ["SLURM_NTASKS"]) > 1 and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        print(
+            "srun has not started this: running on this machine alone (srun gic ... uses the whole job)",
+            file=sys.stderr,
+        )
+    os.environ["SLURM_JOB_NAME"] = "interactive"

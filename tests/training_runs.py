@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from places import CONFIGS, REPOSITORY, TESTS
 
 PATIENCE = 600  # seconds after which something is taken to hang; many times what it takes on a busy machine
@@ -108,4 +109,39 @@ def children(process: int) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-KILL, TERM, USR1 = int(signal.SIGKILL), int(signal.SIGTERM), int(signal.SIGUSR1)
+KILL, TERM, USR1, INT = (int(x) for x in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+
+
+class HangsAt(L.Callback):
+    """Waits for ever inside a library at a step, where no Python handler of a signal runs."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step:
+            print("hangs now", flush=True)
+            torch.futures.Future().wait()
+
+
+class FailsAt(L.Callback):
+    """Raises an error at a step: before it is made, or after its batch."""
+
+    def __init__(self, step: int, validation: bool = False) -> None:
+        self.step = step
+        self.validation = validation
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if not self.validation and trainer.global_step + 1 == self.step:
+            raise ValueError("a reason of its own")
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.validation and trainer.global_step + 1 == self.step:
+            raise ValueError("a reason of its own")
+
+
+class StopsAt(L.Callback):
+    """Asks for the end of the run, as EarlyStopping does, in one of the hooks."""
+
+    def __init__(self, step: int, hook: str) -> None:
+        setattr(self, hook, lambda trainer, *_: setattr(trainer, "should_stop", trainer.global_step >= step))

@@ -37,8 +37,10 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """Read the words after ``gic test``."""
     from gic.benchmark.benchmark import Benchmark
 
+    words = expand_configs(argv)
     parser = Parser(
         prog="gic test",
+        allow_abbrev=False,
         description="Measure a checkpoint on real files, beside other codecs: curves, BD-rates and a report.",
     )
     parser.add_argument("--config", action="config", help="YAML file; it may contain `extends: other.yaml`")
@@ -48,7 +50,8 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     parser.add_argument("--accelerator", type=str, default="auto", help="auto, cpu, gpu, ...")
     parser.add_argument("--devices", type=int | str, default=1, help="processes on each node; auto takes every GPU")
     parser.add_argument("--num_nodes", type=int, default=1, help="machines")
-    return parser, parser.parse_args(expand_configs(argv))
+    parser.words = words
+    return parser, parser.parse_args(words)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -57,8 +60,9 @@ def run(argv: Sequence[str]) -> int:
     from lightning.fabric import Fabric
 
     from gic.benchmark.benchmark import Benchmark, FabricProcessGroup
-    from gic.devices import check_accelerator
+    from gic.devices import alone_without_srun, check_accelerator
 
+    alone_without_srun()
     parser, args = parse(argv)
     try:
         made = parser.instantiate(args)

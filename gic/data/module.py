@@ -16,17 +16,20 @@ with ``image``, uint8 (B, 3, h, w), h and w multiples of 64; its validation item
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gic.data.reading import PATIENT, expand_sources
 from gic.data.remote import Remote
@@ -49,23 +52,87 @@ class WorkerDiedError(DataError):
     """A worker process was killed, most often by lack of memory."""
 
 
+_SHARED_MEMORY = "/dev/shm"
+
+
+class _Sent(NamedTuple):
+    """Last item of a worker: how many it has sent before."""
+
+    number: int
+
+
+class _ByValue(NamedTuple):
+    """An item that came through a pipe, with arrays in the place of tensors."""
+
+    item: dict[str, Any]
+    free: int
+    """Bytes that were free in the shared memory."""
+
+
+class _Sender(IterableDataset[Any]):
+    """Items of a dataset as workers hand them over: in shared memory where there is room, else through a pipe.
+
+    PyTorch itself puts a tensor into shared memory in a thread of the worker, prints the error if it is full, and loses
+    the item.
+    """
+
+    def __init__(self, dataset: IterableDataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        count = 0
+        for item in self.dataset:
+            yield item if get_worker_info() is None else _shared(item)
+            count += 1
+        yield _Sent(count)
+
+
+def _shared(item: Any) -> Any:
+    """The item with its tensors in shared memory, or by value if there is no room."""
+    tensors = [value for value in item.values() if isinstance(value, torch.Tensor)] if isinstance(item, dict) else []
+    if not tensors:
+        return item
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # not a Linux system
+        free = sys.maxsize
+    try:
+        # A failed attempt leaves its file behind: look before.
+        if sum(tensor.nbytes for tensor in tensors) + 2**16 < free:
+            for tensor in tensors:
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+            return item
+    except RuntimeError:  # another process was faster
+        pass
+    plain = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in item.items()}
+    return _ByValue(plain, free)
+
+
+def _unchanged(item: Any) -> Any:
+    """In the place of PyTorch's default, which makes tensors of arrays."""
+    return item
+
+
 class Workers(DataLoader[Any]):
     """A DataLoader of whole items whose workers survive a signal to the run, and whose death is a clear error.
 
     A scheduler sends its signals to every process. PyTorch's workers would exit, while the run needs a few more batches
-    to stop cleanly.
+    to stop cleanly. No item is lost: where shared memory is full, as in a container with 64 MB of it, they come through
+    a pipe, and at the end the items that came are counted.
     """
 
     def __init__(self, dataset: IterableDataset[Any], **options: Any) -> None:
         # The default generator is the model's, and its state would change.
-        options = {"batch_size": None, "generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
-        super().__init__(dataset, **options)
+        options = {"generator": torch.Generator(), "worker_init_fn": outlast_signals, **options}
+        super().__init__(_Sender(dataset), batch_size=None, collate_fn=_unchanged, **options)
+        self._warned = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the items.
 
         Raises:
             WorkerDiedError: If a worker was killed.
+            DataError: If items were lost on the way.
         """
         before: Any = signal.getsignal(signal.SIGCHLD)
         if before is None or getattr(before, "__module__", None) == "torch.utils.data._utils.signal_handling":
@@ -76,7 +143,7 @@ class Workers(DataLoader[Any]):
             # optimiser step; without the handler the death is noticed here, within five seconds.
             signal.signal(signal.SIGCHLD, before)
         try:
-            yield from batches
+            yield from self._received(batches)
         except (RuntimeError, ConnectionError, FileNotFoundError, EOFError) as error:
             text = str(error)
             # The last three are raised if an item was in transit when the worker was killed.
@@ -87,6 +154,34 @@ class Workers(DataLoader[Any]):
                 f"a process that reads images was killed ({text.split(': ')[-1].strip() or type(error).__name__}): if "
                 "the machine runs out of memory, use fewer of them (--data.num_workers) or a smaller shuffle_buffer"
             ) from error
+
+    def _received(self, items: Iterator[Any]) -> Iterator[Any]:
+        """Undo what :class:`_Sender` has done."""
+        arrived = sent = 0
+        for item in items:
+            if isinstance(item, _Sent):
+                sent += item.number
+                continue
+            arrived += 1
+            if isinstance(item, _ByValue):
+                self._warn(item.free)
+                values = item.item.items()
+                item = {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in values}
+            yield item
+        if arrived != sent:
+            raise DataError(
+                f"{sent - arrived} of {sent} images were lost between the processes that read and this one: "
+                f"enlarge {_SHARED_MEMORY} (docker run --shm-size=2g) or read in this process (--data.num_workers 0)"
+            )
+
+    def _warn(self, free: int) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{_SHARED_MEMORY} has only {free / 1e6:.1f} MB free: images come through pipes, which is slower; "
+                "enlarge it (docker run --shm-size=2g), or read in this process (--data.num_workers 0)",
+                stacklevel=2,
+            )
 
 
 class TrainLoader:
@@ -270,6 +365,17 @@ class ImageData(lightning.LightningDataModule):
         self.remote = remote
         self._loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None  # a state that was loaded and not yet used
+
+    def find(self) -> None:
+        """Look for the files that are named, before the synthetic images are made or a run begins.
+
+        Raises:
+            DataError: If shards or images are missing.
+        """
+        if self.train is not None:
+            expand_sources(self.train)
+        if self.val is not None:
+            EvalImages(self.val)
 
     def prepare_data(self) -> None:
         """Create the synthetic images if they are needed and missing; called on one rank per node."""

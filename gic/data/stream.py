@@ -403,6 +403,8 @@ def outlast_signals(worker: int) -> None:
 
     SIGTERM may also come from PyTorch, for a worker that does not end by itself; so it ends the worker after a minute.
     """
+    signal.set_wakeup_fd(-1)  # of the run, which would take the worker's signals for its own
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process of the terminal
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))  # and SIGALRM ends a process
 

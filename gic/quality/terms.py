@@ -51,6 +51,51 @@ class PerceptualTerm(nn.Module, ABC):
         return self
 
 
+class LocalContrast(PerceptualTerm):
+    """Texture that is missing or too much: local contrast beside that of the original. It needs no weights.
+
+    A picture is split into octaves, the bands of a Laplacian pyramid. In each band s is the root mean square of a
+    channel over windows of 8 x 8 samples, and the term is the mean of ``|log((s_hat + c) / (s + c))|`` over windows,
+    channels and octaves. An estimate of least squares is blurred where it is uncertain; here the blur costs, whatever
+    the details are.
+
+    Args:
+        weight: Factor in the loss.
+        octaves: Number of bands, from the finest.
+        floor: c, the contrast that is not noticed, in units of images in [0, 1].
+
+    Raises:
+        ConfigError: If a value lies outside its range.
+    """
+
+    WINDOW = 8
+
+    def __init__(self, weight: float = 1.0, octaves: int = 3, floor: float = 0.01) -> None:
+        super().__init__(weight)
+        if octaves < 1 or not floor > 0:
+            raise ConfigError(f"octaves must be at least 1 and floor positive, not {octaves} and {floor}")
+        self.octaves = octaves
+        self.floor = floor
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Difference of the contrasts of each image, (B,), 0 for identical images.
+
+        Images have sides of ``8 * 2 ** (octaves - 1)`` pixels at least.
+        """
+        pair = torch.cat([x_hat.float(), x.float()])
+        total = pair.new_zeros(len(x))
+        with torch.autocast(x.device.type, enabled=False):
+            for _ in range(self.octaves):
+                coarse = F.avg_pool2d(pair, 2, ceil_mode=True, count_include_pad=False)
+                band = pair - F.interpolate(coarse, size=pair.shape[-2:], mode="bilinear", align_corners=False)
+                # The gradient of a root is infinite at 0.
+                contrast = (F.avg_pool2d(band**2, self.WINDOW, self.WINDOW // 2) + 1e-8).sqrt() + self.floor
+                s_hat, s = contrast.log().chunk(2)
+                total = total + (s_hat - s).abs().flatten(1).mean(1)
+                pair = coarse
+        return total / self.octaves
+
+
 NO_REFERENCE_CROPS: Mapping[str, int | None] = {
     "maniqa": 225,  # uses windows of 224; pyiqa enlarges images that are not larger than that
     "musiq": None,  # a pyramid of the whole image

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Checkpoints every so many steps and at the last step of the run; ``last.ckpt`` is a link to the newest.
+    """Checkpoints every so many steps and where the run ends; ``last.ckpt`` is a link to the newest.
+
+    The last step is saved whatever ends the run: ``max_steps``, ``max_time``, another callback, a signal, or an error,
+    unless the loss was not finite.
 
     A checkpoint is written whole or not at all, and an older one is deleted only after a newer one is complete. If
     a write fails, for example on a full disk, the run continues with a warning; at the last step this is an error.
@@ -79,6 +82,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._files = AtomicCheckpointIO()
         self._saved_step = -1
         self._step = -1  # the last one seen
+        self._first_step = -1  # where this run began
         self._saved_at = 0.0  # seconds of the run's time
         self._written: list[str] = []  # names of files that this run wrote, the newest last
 
@@ -148,7 +152,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the first step: a checkpoint of this step exists already."""
-        self._step = trainer.global_step
+        self._step = self._first_step = trainer.global_step
         if budget := time_budget(trainer):
             self._saved_at = budget.used(self._step)
 
@@ -175,14 +179,22 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.should_stop and trainer.state.fn == "fit" and trainer.global_step == self._step:
             self.save(trainer)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Save the run at its present step, unless that is done; call it on all ranks."""
+    def save(self, trainer: L.Trainer, alone: bool = False) -> None:
+        """Save the run at its present step, unless that is done.
+
+        Args:
+            trainer: Trainer of the run.
+            alone: Whether only rank 0 calls this, since the others may have failed; otherwise call it on all ranks.
+        """
         if trainer.global_step == self._saved_step or getattr(trainer, "fast_dev_run", False):
             return
         path = self._folder / f"step-{trainer.global_step:06d}.ckpt"
         began, before = time.monotonic(), list(self._written)
         self._written = [*(name for name in before if name != path.name), path.name]
-        trainer.save_checkpoint(path, weights_only=False)
+        if alone:
+            self._files.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
+        else:
+            trainer.save_checkpoint(path, weights_only=False)
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             self._tidy(trainer, path, before)
@@ -234,11 +246,13 @@ class Checkpoint(callbacks.Checkpoint):
             rank_zero_warn(f"the checkpoint {path} is safe, but {output} could not be written: {error}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say where the newest checkpoint is.
+        """Save what a callback has ended at the end of an epoch, and say where the newest checkpoint is.
 
         Raises:
             CheckpointError: If the last one could not be written.
         """
+        if self._step > self._first_step:
+            self.save(trainer)
         self._tell(trainer)
         if self.problem:
             raise CheckpointError(
@@ -247,7 +261,14 @@ class Checkpoint(callbacks.Checkpoint):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Print where the run can be resumed."""
+        """Save the last whole step, and print where the run can be resumed."""
+        # A KeyboardInterrupt may come inside an optimiser's step; any Exception leaves the weights of a whole one.
+        whole = isinstance(exception, Exception) and self._step == trainer.global_step > self._first_step
+        if whole and trainer.is_global_zero and not isinstance(exception, (ArithmeticError, CheckpointError)):
+            try:
+                self.save(trainer, alone=True)
+            except Exception as error:  # the first error is the one to show
+                rank_zero_warn(f"step {self._step} could not be saved: {error}")
         self._tell(trainer)
 
     def _tell(self, trainer: L.Trainer) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from gic.configs import PlainErrors, configs_among, expand_configs, own_error, places_of
+from gic.configs import PlainErrors, expand_configs, own_error
 from gic.errors import ConfigError, GicError, require
 
 
@@ -45,7 +44,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
 
     from gic.codec.weights import validation_settings
     from gic.data.module import ImageData
-    from gic.devices import check_accelerator
+    from gic.devices import alone_without_srun, check_accelerator
     from gic.names import TRUST_HELP
     from gic.training.checkpoint import Checkpoint
     from gic.training.clock import TimeBudget
@@ -54,7 +53,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     from gic.training.preemption import Preemption
     from gic.training.progress import ProgressBar
     from gic.training.resume import AUTO, named_checkpoint, newest_at, newest_whole, read_plain_values_only
-    from gic.training.run_folder import SaveConfig
+    from gic.training.run_folder import NewFolder, SaveConfig, logger_folder
 
     # Callbacks that a config has a key for, so that another can change one setting: `ema: {decay: 0.99}`, `ema: null`.
     OURS: dict[str, type[L.Callback]] = {
@@ -65,7 +64,8 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     }
 
     words = expand_configs(argv if run else argv[1:])
-    configs = configs_among(words)
+    alone_without_srun()
+    new_folders = NewFolder()
     # Classes where a config names no others.
     PARTS = {"model": LitCodec, "data": ImageData}
 
@@ -74,12 +74,9 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
 
         explained_by = "--help, or --model.help, --data.help, --ema.help, ..."
 
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            """Add the path of a key that is not accepted, which jsonargparse names without it."""
-            if match := re.search(r"Option '(\w+)' is not accepted", message):
-                places = places_of(match[1], configs)
-                message += f": {' or '.join(places)}" if places else ""
-            super().error(message, ex)
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **{"allow_abbrev": False, **settings})
+            self.words = words
 
     class GicCLI(LightningCLI):
         """LightningCLI for our module and data."""
@@ -94,6 +91,8 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             super().parse_arguments(parser, args)
             options = self.config[self.config.subcommand] if self.config.get("subcommand") else {}
+            if "verbose" in options:
+                options["verbose"] = False  # our own table has the values
             if options.get("weights_only") is False:
                 raise ConfigError("--weights_only false would let a checkpoint run code; those of gic do without")
             if options:
@@ -145,7 +144,10 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             )
 
         def before_fit(self) -> None:
-            """Find the checkpoint of ``--ckpt_path auto``, and refuse a folder before anything is written there."""
+            """Find the data and the checkpoint of ``--ckpt_path auto``, and refuse a folder before it is written to."""
+            if isinstance(self.datamodule, ImageData):
+                self.datamodule.find()
+            new_folders.watch(self.trainer)
             options = self.config_init["fit"]
             saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
             if options["ckpt_path"] == AUTO:
@@ -177,6 +179,17 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
                 print(f"no checkpoint in {folder} yet: beginning anew", file=sys.stderr)
             return None if found is None else str(found)
 
+        def after_fit(self) -> None:
+            """Say what can be done with the result."""
+            saver = next((each for each in self.trainer.checkpoint_callbacks if isinstance(each, Checkpoint)), None)
+            if saver is not None and saver.newest is not None and self.trainer.is_global_zero:
+                print(next_steps(saver.newest, logger_folder(self.trainer)), flush=True)
+
+        def before_validate(self) -> None:
+            """Find the data before anything slow begins."""
+            if isinstance(self.datamodule, ImageData):
+                self.datamodule.find()
+
     helps = {f"--{key}.help": f"--{key}.help={_name(kind)}" for key, kind in PARTS.items()}
     try:
         return GicCLI(
@@ -202,6 +215,21 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
             f"rank {torch.distributed.get_rank()} has lost contact with another rank, which was killed, has failed or "
             f"hangs: what it wrote says why; --ckpt_path goes on from the last checkpoint ({str(error).split('. ')[0]})"
         ) from error
+    finally:
+        new_folders.forget_unused()
+
+
+def next_steps(checkpoint: Path, logs: Path | None) -> str:
+    """What can be done with a trained codec, as commands."""
+    commands = {
+        f"gic export {checkpoint} -o mine.safetensors": "weights of a few megabytes",
+        "gic compress PICTURE --checkpoint mine.safetensors --bpp 0.5": "and gic decompress with the same weights",
+        f"gic test --ckpt_path {checkpoint} --data FOLDER": "real files beside JPEG, WebP, AVIF and JPEG XL",
+        **({f"tensorboard --logdir {logs}": "how it went"} if logs else {}),
+        "gic fit --config configs/photos.yaml --data.train PHOTOS --data.val OTHERS": "a real run, on a GPU",
+    }
+    width = max(map(len, commands))
+    return "next:\n" + "\n".join(f"  {command:<{width}}  # {text}" for command, text in commands.items())
 
 
 def _name(kind: type) -> str:

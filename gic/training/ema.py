@@ -34,6 +34,11 @@ class EMA(WeightAveraging):
         self.decay = decay
         super().__init__()
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up the average when training goes on; otherwise it is what the checkpoint's ``state_dict`` holds."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Copy the model's weights to its device: the first copy was made on the CPU, before ``init_from`` was read."""
         average = self._average_model

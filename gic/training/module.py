@@ -40,10 +40,15 @@ from gic.training.evaluation import (
     save_json,
     with_set_metrics,
 )
+from gic.training.history import draw_history
 from gic.training.objective import Objective
 from gic.training.run_folder import run_folder
 from gic.training.schedule import WarmupCosine
 from gic.training.watch import LossWatch
+
+HISTORY = "rate.png"
+"""Picture of a run's rate against the step, in its folder."""
+_WAITS_FOR_OTHERS = ("broadcast_buffers", "require_forward_param_sync")  # attributes of DistributedDataParallel
 
 
 class NonFiniteLossError(GicError, ArithmeticError):
@@ -135,6 +140,8 @@ class LitCodec(L.LightningModule):
         self._metric_objects: tuple[list[ImageMetric], list[SetMetric]] | None = None
         self._watch = LossWatch()
         self._clock: tuple[float, int] = (time.perf_counter(), 0)
+        self._run_steps = 2**62
+        self._ddp: dict[str, bool] = {}
         self._adversarial_state: dict[str, Any] | None = None  # of a checkpoint, until the run begins
 
     @property
@@ -152,11 +159,17 @@ class LitCodec(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Start from the checkpoint of an earlier stage, unless a run is being resumed."""
         self.output_dir = run_folder(self.trainer)  # called here on all ranks
+        if self.trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision is {self.trainer.precision}: leave it out, and give --model.autocast bfloat16, "
+                "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto does so on GPUs that "
+                "have it)"
+            )
         if stage == "fit" and self.init_from is not None:
             from gic.codec.weights import load_codec_state, shipped_weights
 
             start = shipped_weights() if self.init_from == "shipped" else self.init_from
-            self.codec.load_state_dict(load_codec_state(start))
+            begin_with(self.codec, load_codec_state(start), str(start))
         crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
         if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:
             raise ConfigError(f"crop_size must be a multiple of {self.codec.compressor.multiple}, not {crop}")
@@ -171,14 +184,19 @@ class LitCodec(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser over the parameters that learn; no auxiliary one."""
         optimizer = self.make_optimizer(self._groups())
-        run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
         budget = time_budget(self.trainer)
+        self._run_steps = run_steps = int(min(self.trainer.estimated_stepping_batches, 2**62))
 
         def factor(step: int) -> float:
             return self.schedule.factor(step, run_steps, budget.progress(step) if budget else 0.0)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _progress(self, step: int) -> float:
+        """Share of the run that is over at an optimiser step, in [0, 1]; 0 if it has no end."""
+        budget = time_budget(self.trainer)
+        return budget.progress(step) if budget else min(1.0, step / self._run_steps)
 
     def _groups(self) -> list[Any]:
         """Groups of trainable parameters by learning rate; the longest matching name decides."""
@@ -202,6 +220,9 @@ class LitCodec(L.LightningModule):
     def on_fit_start(self) -> None:
         """Move the loss's networks to the model's device, and load the discriminator from the checkpoint."""
         self.objective.to(self.device)
+        if self.trainer.world_size > 1:
+            for parameter in self.codec.parameters():
+                keep_strides(parameter)
         adversarial, saved = self.objective.adversarial, self._adversarial_state
         self._adversarial_state = None
         if adversarial is None:
@@ -274,6 +295,7 @@ class LitCodec(L.LightningModule):
         """Seed levels and noise from the batch's global index: the same after a restart and for any number of ranks."""
         number = batch_idx * self.trainer.world_size + self.global_rank
         place = (int(os.environ.get("PL_GLOBAL_SEED", 0)), self.current_epoch, number)
+        self.objective.progress = self._progress(self.global_step)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
 
     def _stop_if_not_finite(self) -> None:
@@ -299,8 +321,18 @@ class LitCodec(L.LightningModule):
             checkpoint["adversarial"] = self.objective.adversarial.to_save()
 
     def on_validation_start(self) -> None:
-        """Refuse to measure such weights too."""
+        """Refuse to measure such weights too, and let no rank wait for one that has fewer images."""
         self._stop_if_not_finite()
+        # DistributedDataParallel sends the buffers of rank 0 to all before an image, and no longer after it.
+        wrapper: Any = self.trainer.strategy.model
+        self._ddp = {name: getattr(wrapper, name) for name in _WAITS_FOR_OTHERS if hasattr(wrapper, name)}
+        for name in self._ddp:
+            setattr(wrapper, name, False)
+
+    def on_validation_end(self) -> None:
+        """Let training go on as before."""
+        for name, value in self._ddp.items():
+            setattr(self.trainer.strategy.model, name, value)
 
     def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the throughput of all ranks, in images per second, and the learning rate."""
@@ -402,10 +434,11 @@ class LitCodec(L.LightningModule):
             self.print(f"not computed: {names}: it takes two patches of 256 x 256 pixels among the validation images")
         self.before = self.before or means
         self.latest = means
+        everywhere: dict[str, Any] = {"batch_size": 1, "sync_dist": True}  # all ranks have gathered the same values
         for mean in means:
             name = f"q{mean.q:g}_r{mean.realism:g}"
             known = {f"val/{key}/{name}": value for key, value in mean.metrics.items() if value is not None}
-            self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, batch_size=1)
+            self.log_dict({**known, f"val/bits_per_pixel/q{mean.q:g}": mean.bits_per_pixel}, **everywhere)
         # One number to compare checkpoints: the rate-distortion loss, averaged over the levels at the lowest r.
         lambda_0 = self.objective.lambda_0
         rd = [
@@ -414,7 +447,7 @@ class LitCodec(L.LightningModule):
             if m.realism == min(self.realism) and m.metrics["psnr"] is not None
         ]
         if rd:
-            self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, batch_size=1)
+            self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, **everywhere)
         if self.trainer.is_global_zero and self.trainer.sanity_checking:
             about = {"step": self.global_step, "checkpoint": str(self.init_from or "")}
             save_json(self.output_dir / "results" / BEFORE, results, means, about)
@@ -434,6 +467,8 @@ class LitCodec(L.LightningModule):
             about["trained_on"] = self._trained_on()
         save_json(path, results, means, about)
         self.print(f"written: {path}")
+        if self.trainer.state.fn == "fit" and draw_history(path.parent, self.output_dir / HISTORY):
+            self.print(f"written: {self.output_dir / HISTORY}")
         if self.grids:
             folder = self.output_dir / "grids"
             folder.mkdir(parents=True, exist_ok=True)
@@ -458,6 +493,44 @@ class LitCodec(L.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Measure one image at all levels."""
         self._evaluate(batch)
+
+
+def begin_with(codec: Codec, state: Mapping[str, Tensor], source: str) -> None:
+    """Load the parameters of an earlier stage into a codec.
+
+    Raises:
+        ConfigError: If they are those of a codec of another architecture; the text names what differs.
+    """
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        shapes = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
+        differ = [
+            f"{name} is {list(state[name].shape)}, here {list(shape)}"
+            for name, shape in shapes.items()
+            if name in state and tuple(state[name].shape) != shape
+        ]
+        differ += [f"{name} is not in the file" for name in shapes if name not in state]
+        differ += [f"{name} is only in the file" for name in state if name not in shapes]
+        raise ConfigError(
+            f"init_from: {source} holds a codec of another architecture than model.codec ({differ[0]}"
+            f"{f', and {len(differ) - 1} more' if len(differ) > 1 else ''}): name the config that it was trained with"
+        ) from error
+
+
+def keep_strides(parameter: Tensor) -> None:
+    """Give the gradients of a parameter its own strides along axes of size 1, where strides mean nothing.
+
+    The layers choose them freely, and DistributedDataParallel warns and copies when they differ.
+    """
+    strides = parameter.stride()
+
+    def restride(gradient: Tensor) -> Tensor:
+        same = all(n == 1 or a == b for n, a, b in zip(gradient.shape, gradient.stride(), strides, strict=True))
+        return gradient.as_strided(gradient.shape, strides) if same else gradient
+
+    if 1 in parameter.shape and parameter.requires_grad:
+        parameter.register_hook(restride)  # type: ignore[no-untyped-call]
 
 
 def show_picture(logger: Any, name: str, picture: Image.Image, step: int) -> None:

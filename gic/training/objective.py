@@ -78,10 +78,15 @@ class Objective(nn.Module):
         reverse_loss: ``nll`` or ``mse``, see :meth:`gic.models.codec.Codec.reverse_loss`.
         realism: Values of r that the samples of a batch share, in turn from a random one on; the perceptual terms of a
             sample count r-fold, so that r = 0 stays the estimate of least distortion.
+        realism_from: Share of the run, in [0, 1), before which all samples have r = 0: the last part of a short run
+            then teaches r = 1.
         sampler: Sampler in training, the codec's default if left out.
         steps: Number of steps in training, the codec's default if left out.
         terms: Perceptual terms by name.
         adversarial: The adversarial term, trained together; it uses the samples with r > 0 and counts r-fold too.
+
+    Attributes:
+        progress: Share of the run that is over, in [0, 1], which whoever trains keeps up to date.
 
     Raises:
         ConfigError: If a value lies outside its range, or there are no samples for the adversarial term.
@@ -95,6 +100,7 @@ class Objective(nn.Module):
         reverse_weight: float = 0.0,
         reverse_loss: Literal["nll", "mse"] = "nll",
         realism: Sequence[float] = (0.0,),
+        realism_from: float = 0.0,
         sampler: str | Sampler | None = None,
         steps: int | None = None,
         terms: Mapping[str, PerceptualTerm] | None = None,
@@ -103,6 +109,8 @@ class Objective(nn.Module):
         super().__init__()
         if not realism or not all(0 <= r <= 1 for r in realism):
             raise ConfigError(f"realism must name values in [0, 1], not {list(realism)}")
+        if not 0 <= realism_from < 1:
+            raise ConfigError(f"realism_from is a share of the run, in [0, 1), not {realism_from}")
         if not all(0 <= weight < math.inf for weight in (lambda_0, rate_weight, reverse_weight)):
             raise ConfigError("lambda_0, rate_weight and reverse_weight must be finite and not negative")
         if reverse_loss not in ("nll", "mse"):
@@ -121,6 +129,8 @@ class Objective(nn.Module):
         self.reverse_weight = reverse_weight
         self.reverse_loss = reverse_loss
         self.realism = tuple(realism)
+        self.realism_from = realism_from
+        self.progress = 1.0
         self.sampler = None if sampler is None else sampler_of(sampler)
         self.steps = steps
         self.terms: Any = nn.ModuleDict(dict(terms or {}))
@@ -152,7 +162,8 @@ class Objective(nn.Module):
         q = codec.sample_levels(len(x), x.device) if q is None else q
         # Python numbers in ascending order: grouping the samples must not wait for a GPU.
         first = int(torch.randint(len(self.realism), ()))
-        r = sorted(self.realism[(first + i) % len(self.realism)] for i in range(len(x)))
+        realism = self.realism if self.progress >= self.realism_from else (0.0,) * len(self.realism)
+        r = sorted(realism[(first + i) % len(realism)] for i in range(len(x)))
         if self.decodes:
             out = codec(x, q, realism=r, sampler=self.sampler, steps=self.steps)
         else:

@@ -1,14 +1,15 @@
-"""Stopping a run between two batches when its scheduler requests it, so that it can be resumed later.
+"""Stopping a run between two batches when its scheduler or its user requests it, so that it can be resumed later.
 
 A signal may arrive at any time, on some ranks and not on others, and in the worker processes of the data too. The
 handler only notes it, since nothing else is safe there. At the end of a batch the ranks agree on what was noted, save
-and exit.
+and exit. A second request ends the process at once, even where it hangs.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -26,7 +27,9 @@ from gic.training.checkpoint import Checkpoint
 REQUEUE_VARIABLE = "GIC_REQUEUE"
 """Environment variable with the file that is created when a run was stopped by SIGUSR1 and is to be started again."""
 
-_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)  # if several arrive, the later in this list counts
+_SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)  # if several arrive, the later in this list counts
+_ENDING = {signal.SIGINT: "Ctrl+C", signal.SIGTERM: "SIGTERM"}  # these end the process when they come again
+_AGAIN_SECONDS = 2.0  # SLURM's srun passes on a signal that the process has had already
 
 
 class PreemptedError(GicError):
@@ -35,12 +38,21 @@ class PreemptedError(GicError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+class InterruptedRunError(PreemptedError):
+    """The run was stopped by Ctrl+C and saved."""
+
+    exit_code = 130  # as shells have it
+
+
 class Preemption(CheckpointCallback):
-    """Saves and stops the run at the end of a batch after SIGUSR1 or SIGTERM, on all ranks at the same step.
+    """Saves and stops the run at the end of a batch after SIGUSR1, SIGTERM or Ctrl+C, on all ranks at the same step.
 
     SIGUSR1 means that the time limit of the scheduler is near, SIGTERM that the run is ended by hand. In both cases the
-    command ends with exit code 75. After SIGUSR1 it also creates the file that the environment variable ``GIC_REQUEUE``
-    names, if it is set, so that the job script starts the run again; see ``slurm/fit.sbatch``.
+    command ends with exit code 75, after Ctrl+C with 130. After SIGUSR1 it also creates the file that the environment
+    variable ``GIC_REQUEUE`` names, if it is set, so that the job script starts the run again; see ``slurm/fit.sbatch``.
+
+    SIGTERM or Ctrl+C a second time, two seconds or more after the first, ends the process at once without saving,
+    wherever it is: also inside a call of a library that never returns.
 
     Several ranks compare their noted signals every few seconds, by one all-reduce of two numbers, which also decides
     after how many steps to compare again, at most 100. A validation is not interrupted: send the signal earlier than a
@@ -87,8 +99,13 @@ class Preemption(CheckpointCallback):
         if threading.current_thread() is threading.main_thread():
             for each in _SIGNALS:
                 signal.signal(each, self._note)
+            _watch.begin()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self._noted and number in _ENDING:
+            # Not by print: the signal may have come in the middle of another.
+            text = f"\n{_ENDING[signal.Signals(number)]}: saving after this step; once more ends at once\n"
+            os.write(2, text.encode())
         self._noted = max(self._noted, 1 + _SIGNALS.index(signal.Signals(number)))
 
     def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any) -> None:
@@ -108,13 +125,15 @@ class Preemption(CheckpointCallback):
         saver.save(trainer)
         if not trainer.is_global_zero:
             raise SystemExit(0)
-        name = _SIGNALS[noted - 1].name
+        number = _SIGNALS[noted - 1]
+        name = _ENDING.get(number, number.name)
+        stopped = InterruptedRunError if number == signal.SIGINT else PreemptedError
         if saver.newest is None or saver.problem:
-            raise PreemptedError(f"stopped by {name} after step {step}, which could not be saved: {saver.problem}")
+            raise stopped(f"stopped by {name} after step {step}, which could not be saved: {saver.problem}")
         request = os.environ.get(REQUEUE_VARIABLE)
         if request and name == "SIGUSR1":
             Path(request).touch()
-        raise PreemptedError(
+        raise stopped(
             f"stopped by {name} after step {step}; the same command with --ckpt_path {saver.newest.parent} goes on"
         )
 
@@ -140,3 +159,38 @@ class Preemption(CheckpointCallback):
         raise ConfigError(
             "gic.training.preemption.Preemption saves with gic.training.checkpoint.Checkpoint: add that callback too"
         )
+
+
+class _SecondSignal:
+    """Ends the process when a signal of :data:`_ENDING` comes a second time.
+
+    A Python handler does not run while the main thread waits inside a library, for example for another rank. But Python
+    writes the number of each signal to a file descriptor at once, and here a thread reads it.
+    """
+
+    def __init__(self) -> None:
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        self._first = 0.0  # time of the first signal of this run
+
+    def begin(self) -> None:
+        """Watch the signals of a new run; call it in the main thread."""
+        self._first = 0.0
+        if self._ends is None:
+            self._ends = socket.socketpair()
+            self._ends[1].setblocking(False)
+            threading.Thread(target=self._read, args=(self._ends[0],), daemon=True).start()
+        signal.set_wakeup_fd(self._ends[1].fileno(), warn_on_full_buffer=False)
+
+    def _read(self, wire: socket.socket) -> None:
+        while data := wire.recv(64):
+            for number in _ENDING.keys() & set(data):
+                if getattr(signal.getsignal(number), "__func__", None) is not Preemption._note:
+                    continue  # the run is over
+                now = time.monotonic()
+                self._first = self._first or now
+                if now - self._first >= _AGAIN_SECONDS:
+                    os.write(2, b"stopped at once: the steps since the last checkpoint are lost\n")
+                    os._exit(128 + number)
+
+
+_watch = _SecondSignal()

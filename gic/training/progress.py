@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -16,13 +17,51 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar without the version number; without a terminal, lines for the log.
+    """One progress bar over the steps (or the time) of the run; without a terminal, lines for the log.
 
-    When the output goes to a file, a line with step, speed and loss is written every ``log_every_n_steps``.
+    When the output goes to a file, a line with step, speed, remaining time and loss is written every
+    ``log_every_n_steps``.
     """
 
     _last_line = 0
+    _began: tuple[int, float] = (0, 0.0)  # step and time
     _beside: dict[str, Any] | None = None  # metrics as they were last shown
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Length of the bar: steps of the run, or percent of its time; infinite for a run without an end."""
+        if time_budget(self.trainer):
+            return 100
+        steps = self.trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) else steps
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        unit = "% of the time" if time_budget(self.trainer) else "steps"
+        return f"Training, {unit}"
+
+    def _update(self, progress_bar_id: Any, current: int, *arguments: Any, **settings: Any) -> None:
+        """Move a bar: that of the training to the step, whatever the batch."""
+        if progress_bar_id is not None and progress_bar_id == self.train_progress_bar_id:
+            budget, step = time_budget(self.trainer), self.trainer.global_step
+            current = int(100 * budget.progress(step)) if budget else step
+        super()._update(progress_bar_id, current, *arguments, **settings)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin, and note when."""
+        super().on_train_start(trainer, pl_module)
+        self._began = trainer.global_step, time.monotonic()
+
+    def _left(self, trainer: L.Trainer) -> str:
+        """Remaining time of the run, at its mean speed so far and validation included; empty if it has no end."""
+        step, (first, began) = trainer.global_step, self._began
+        if budget := time_budget(trainer):
+            seconds = budget.total - budget.used(step)
+        elif step <= first or not math.isfinite(trainer.estimated_stepping_batches):
+            return ""
+        else:
+            seconds = (time.monotonic() - began) * (trainer.estimated_stepping_batches - step) / (step - first)
+        minutes = max(0, round(seconds / 60))
+        return f"{minutes // 60} h {minutes % 60:02d} min left" if minutes >= 60 else f"{minutes} min left"
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Move the bar, or print a line."""
@@ -40,7 +79,8 @@ class ProgressBar(RichProgressBar):
         budget = time_budget(trainer)
         share = f" ({budget.progress(step):.0%} of the time)" if budget else ""
         speed = f"{float(metrics['images_per_second']):.3g} images/s" if "images_per_second" in metrics else ""
-        print(", ".join([f"step {step}{total}{share}", *([speed] if speed else []), *values]), flush=True)
+        words = [f"step {step}{total}{share}", self._left(trainer), speed, *values]
+        print(", ".join(word for word in words if word), flush=True)
 
     @property
     def sanity_check_description(self) -> str:

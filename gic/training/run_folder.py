@@ -6,6 +6,7 @@ the next free ``version_N`` under ``default_root_dir``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -46,6 +47,33 @@ def _next_version(root: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+class NewFolder:
+    """The folder of a run that may fail before its first step, and then leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._trainer: L.Trainer | None = None
+        self._existed = False
+
+    def watch(self, trainer: L.Trainer) -> None:
+        """Note the trainer of a run before it has written anything."""
+        folder = logger_folder(trainer)
+        self._trainer, self._existed = trainer, folder is not None and folder.exists()
+
+    def forget_unused(self) -> None:
+        """Remove the folder if the run has created it, has made no step and has written only logs and its config."""
+        trainer = self._trainer
+        if trainer is None or self._existed or trainer.global_step or not trainer.is_global_zero:
+            return
+        folder = logger_folder(trainer) or _FOLDERS.get(trainer)
+        if folder is None or not folder.is_dir():
+            return
+        files = list(folder.iterdir())
+        if all(re.fullmatch(r"(events\.out\.tfevents\..*|(hparams|config)\.yaml|metrics\.csv)", f.name) for f in files):
+            for file in files:
+                file.unlink()
+            folder.rmdir()
 
 
 class SaveConfig(SaveConfigCallback):
