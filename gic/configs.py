@@ -149,7 +149,7 @@ class PlainErrors:
     """What is parsed, as :func:`expand_configs` gives it."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with where a name that is not accepted was given and what it may be meant for, and stop."""
+        """Print the message and stop; of a name that is not accepted, say where it is and what may be meant."""
         if match := _NOT_ACCEPTED.search(message):
             message += explained(match[1] or match[2], self.words)
         print(f"{self.speaker}: {message}", file=sys.stderr)

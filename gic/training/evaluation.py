@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from gic.errors import ConfigError, GicError
 from gic.files import write_bytes
 from gic.models.codec import Codec
 from gic.pictures.tensors import to_tensor
-from gic.quality.metric import ImageMetric, SetMetric
+from gic.quality.metric import FAILURES, ImageMetric, SetMetric
 from gic.quality.metrics import higher_better
 from gic.quality.table import METRICS, Tolerance
 
@@ -46,6 +47,7 @@ class LevelResult(NamedTuple):
         bits_per_pixel: Ideal code length over the original's pixels.
         metrics: Values by name of the metric; None for images that it is not defined for. Metrics of all images
             together have a value only in the mean.
+        n: In a mean, the number of images that a metric is defined for, where it is not all of them.
     """
 
     key: str
@@ -53,6 +55,7 @@ class LevelResult(NamedTuple):
     realism: float
     bits_per_pixel: float
     metrics: Mapping[str, float | None]
+    n: Mapping[str, int] = MappingProxyType({})
 
 
 class Features(NamedTuple):
@@ -111,7 +114,10 @@ def evaluate_image(
 
 
 def mean_by_level(results: Sequence[LevelResult]) -> list[LevelResult]:
-    """Means over the images at each level and realism, ordered by q and r; every image counts once."""
+    """Means over the images at each level and realism, ordered by q and r; every image counts once.
+
+    A metric's mean is over the images that it is defined for, and their number is noted if it is not all.
+    """
 
     def cell(result: LevelResult) -> tuple[float, float]:
         return result.q, result.realism
@@ -119,15 +125,11 @@ def mean_by_level(results: Sequence[LevelResult]) -> list[LevelResult]:
     means = []
     for (q, r), group in itertools.groupby(sorted(results, key=lambda x: (cell(x), x.key)), key=cell):
         rows = list(group)
-        metrics = {name: _mean([row.metrics[name] for row in rows]) for name in rows[0].metrics}
-        means.append(LevelResult("mean", q, r, sum(row.bits_per_pixel for row in rows) / len(rows), metrics))
+        values = {n: [v for row in rows if (v := row.metrics[n]) is not None] for n in rows[0].metrics}
+        metrics = {name: sum(defined) / len(defined) if defined else None for name, defined in values.items()}
+        fewer = {name: len(defined) for name, defined in values.items() if 0 < len(defined) < len(rows)}
+        means.append(LevelResult("mean", q, r, sum(row.bits_per_pixel for row in rows) / len(rows), metrics, fewer))
     return means
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Mean; None if a value is missing."""
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if len(defined) == len(values) else None
 
 
 def extract_features(
@@ -157,7 +159,7 @@ def with_set_metrics(
         metrics: The metrics.
 
     Returns:
-        The means with the values; None for all where the images have fewer than two patches.
+        The means with the values; None for all where the images have fewer than two patches or the computation fails.
     """
     images = sorted(features, key=lambda image: image.key)
     enriched = []
@@ -167,7 +169,10 @@ def with_set_metrics(
             name = metric.features_identity
             x = np.concatenate([image.original[name] for image in images])
             x_hat = np.concatenate([image.decoded[name, mean.q, mean.realism] for image in images])
-            value = metric.value(x_hat, x) if len(x) > 1 else math.nan
+            try:
+                value = metric.value(x_hat, x) if len(x) > 1 else math.nan
+            except FAILURES:
+                value = math.nan
             values[metric.info.name] = value if math.isfinite(value) else None
         enriched.append(mean._replace(metrics={**mean.metrics, **values}))
     return enriched
@@ -189,7 +194,9 @@ def print_table(means: Sequence[LevelResult], title: str, before: Sequence[Level
     for m in sorted(means, key=lambda m: (m.q, m.realism)):
         old = earlier.get((m.q, m.realism))
         cells = [_change(None if old is None else old.bits_per_pixel, m.bits_per_pixel)]
-        cells += [_change(None if old is None else old.metrics.get(name), m.metrics[name]) for name in names]
+        for name in names:
+            few = f" (n = {m.n[name]})" if name in m.n else ""
+            cells.append(_change(None if old is None else old.metrics.get(name), m.metrics[name]) + few)
         table.add_row(f"{m.q:g}", f"{m.realism:g}", *cells)
     Console().print(table)
 
@@ -223,9 +230,9 @@ def gaming(
     """
 
     def gain(name: str, old: LevelResult, new: LevelResult) -> float:
-        """How much better a metric got, in its unit; 0 where it was not measured."""
+        """How much better a metric got, in its unit; 0 where it was not measured, or over other images."""
         first, last = old.metrics.get(name), new.metrics.get(name)
-        if first is None or last is None:
+        if first is None or last is None or old.n.get(name) != new.n.get(name):
             return 0.0
         return last - first if higher_better(name) else first - last
 
@@ -286,7 +293,8 @@ def save_json(path: Path, results: Sequence[LevelResult], means: Sequence[LevelR
 
     def flat(result: LevelResult) -> dict[str, Any]:
         row = result._asdict()
-        return {**row, **row.pop("metrics")}
+        few = {f"n_{name}": number for name, number in row.pop("n").items()}
+        return {**row, **row.pop("metrics"), **few}
 
     data = {
         "gic": __version__,
@@ -306,7 +314,13 @@ def load_means(path: Path) -> list[LevelResult]:
     """
     try:
         rows = json.loads(path.read_text())["mean"]
-        return [LevelResult(**{name: row[name] for name in LevelResult._fields}) for row in rows]
+        return [
+            LevelResult(
+                **{name: row[name] for name in LevelResult._fields if name != "n"},
+                n={name: row[f"n_{name}"] for name in row["metrics"] if f"n_{name}" in row},
+            )
+            for row in rows
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no file of validation results: {error}") from error
 

@@ -432,6 +432,10 @@ class LitCodec(L.LightningModule):
         if set_metrics and all(mean.metrics[set_metrics[0].info.name] is None for mean in means):
             names = ", ".join(metric.info.name for metric in set_metrics)
             self.print(f"not computed: {names}: it takes two patches of 256 x 256 pixels among the validation images")
+        elif features and not self.trainer.sanity_checking:
+            for metric in set_metrics:
+                if caution := metric.info.caution(sum(len(f.original[metric.features_identity]) for f in features)):
+                    self.print(f"WARNING: {caution}")
         self.before = self.before or means
         self.latest = means
         everywhere: dict[str, Any] = {"batch_size": 1, "sync_dist": True}  # all ranks have gathered the same values

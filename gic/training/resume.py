@@ -158,9 +158,8 @@ def named_checkpoint(name: str | Path) -> Path:
         raise ConfigError(f"there is no checkpoint {path}: name a file, or a folder for the newest one in it")
     if path.suffix == ".safetensors":
         raise ConfigError(
-            f"{path} holds weights alone, and --ckpt_path takes a training checkpoint (.ckpt): "
-            f"--model.init_from {path} begins a new run with these weights; gic test and gic compress take them as they "
-            "are"
+            f"{path} holds weights alone, and --ckpt_path takes a training checkpoint (.ckpt): --model.init_from "
+            f"{path} begins a new run with these weights; gic test and gic compress take them as they are"
         )
     if problem := damage(path):
         raise ConfigError(

@@ -26,8 +26,10 @@ from gic.training.evaluation import (
     LevelResult,
     extract_features,
     gaming,
+    load_means,
     main,
     mean_by_level,
+    print_table,
     save_json,
     with_set_metrics,
 )
@@ -267,3 +269,19 @@ def test_a_run_knows_which_metrics_are_in_its_loss():
 
     terms = {"a": SimpleNamespace(metric="lpips_alex"), "b": SimpleNamespace(), "c": SimpleNamespace(metric="maniqa")}
     assert LitCodec._trained_on(SimpleNamespace(objective=SimpleNamespace(terms=terms))) == ["lpips_alex", "maniqa"]
+
+
+def test_a_picture_without_a_value_is_left_out_of_one_mean_and_its_number_is_said(tmp_path, capsys):
+    def result(key, niqe, psnr=30.0):
+        return LevelResult(key, 1.0, 1.0, 0.5, {"psnr": psnr, "niqe": niqe, "brisque": None})
+
+    results = [result("a", 4.0), result("b", None, 20.0), result("c", 5.0)]
+    (mean,) = mean_by_level(results)
+    assert mean.metrics == {"psnr": pytest.approx(80 / 3), "niqe": 4.5, "brisque": None}
+    assert mean.n == {"niqe": 2}
+    print_table([mean], "table")
+    assert "4.5000 (n = 2)" in capsys.readouterr().out
+    save_json(tmp_path / "val.json", results, [mean], {"step": 1})
+    assert load_means(tmp_path / "val.json") == [mean]
+    whole = mean._replace(metrics={**mean.metrics, "psnr": 20.0, "niqe": 3.0}, n={})
+    assert not gaming([whole], [mean._replace(metrics={**mean.metrics, "psnr": 40.0, "niqe": 9.0})], ["psnr"])
