@@ -16,6 +16,11 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def printable(name: str | Path) -> str:
+    r"""A file's name as text that any terminal and any UTF-8 file takes: bytes that are no UTF-8 become ``\xe9``."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path`` that takes its place when the block ends without an error.

@@ -24,6 +24,7 @@ from gic.data.plan import random_stream, resume_position, shard_plan
 from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, one_line, read_shard
 from gic.data.remote import Remote
 from gic.errors import ConfigError, DataError, ImageError
+from gic.files import printable
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
 from gic.pictures.tensors import to_tensor
@@ -45,7 +46,7 @@ class TrainBatch(TypedDict):
         key: Names of the B samples in their shards.
         position: Number of the batch in this rank's epoch, from 0.
         skipped: Samples and shards skipped since the worker's last batch, by reason: ``undecodable``,
-            ``too_small``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
+            ``too_small``, ``too_large``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
     """
 
     image: torch.Tensor
@@ -384,7 +385,7 @@ class EvalImages(IterableDataset[EvalItem]):
     def _read(self) -> Iterator[RawImage]:
         for source in self.sources:
             if isinstance(source, Path):
-                yield RawImage(str(source), str(source), source)
+                yield RawImage(printable(source), printable(source), source)
             else:
                 yield from read_shard(source, WHOLE_SHARD, self.remote)
 
