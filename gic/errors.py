@@ -6,8 +6,11 @@ such an error as one line and ends with exit code 2. Programming errors keep Pyt
 
 from __future__ import annotations
 
+import errno
 import importlib
 from types import ModuleType
+
+from gic.files import printable
 
 
 class GicError(Exception):
@@ -38,6 +41,38 @@ class FormatError(GicError, ValueError):
 
 class MissingExtraError(GicError, ImportError):
     """A package of an optional extra is not installed; the text says which extra to install."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EFBIG: "choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.ENOTDIR: "a part of this path is a file and no folder",
+    errno.EEXIST: "a file is in the way: choose another name",
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "links lead to one another: name the file itself",
+    errno.EBADF: "it is not open, or not for this",
+}
+
+
+def in_words(error: OSError) -> str:
+    """What a file system's error says to the person at the terminal, in one line: where, what, what to do."""
+    if error.errno is None:
+        return " ".join(str(error).split())
+    text = (error.strerror or errno.errorcode.get(error.errno, str(error.errno))).lower()
+    named = isinstance(error.filename, (str, bytes))
+    where = f"{printable(error.filename)}: " if named else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{where}{text}" + (f" ({advice})" if advice else "")
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{number} {thing}" + "s" * (number != 1)
 
 
 def require(package: str, extra: str = "train") -> ModuleType:

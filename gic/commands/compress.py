@@ -42,7 +42,7 @@ def run(args: Namespace) -> int:
         rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
         return "; ".join([f"{len(data)} bytes, {rate}, q {file.q:.3f}", *encoding.notes])
 
-    return run_jobs(jobs, one, args.overwrite)
+    return run_jobs(jobs, one, args)
 
 
 def _is_picture_suffix(suffix: str) -> bool:

@@ -98,7 +98,8 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
                 wrong.append(f"{shard} (empty)")
     if wrong:
         names = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise DataError(f"{len(wrong)} of {len(shards)} shards are missing or empty: {names}; check the path")
+        which = f"{len(wrong)} of {len(shards)} shards are" if len(shards) > 1 else "the shard is"
+        raise DataError(f"{which} missing or empty: {names}; check the path")
     return shards
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from gic.data.plan import random_stream, resume_position, shard_plan
 from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, one_line, read_shard
 from gic.data.remote import Remote
-from gic.errors import ConfigError, DataError, ImageError
+from gic.errors import ConfigError, DataError, ImageError, counted
 from gic.files import printable
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
@@ -100,7 +100,7 @@ class _Tally:
             self._barren = 0
         if self._barren >= min(shards, _BARREN_SHARDS):
             raise DataError(
-                f"no training sample could be read from {self._barren} shards in a row; "
+                f"no training sample could be read from {counted(self._barren, 'shard')} in a row; "
                 f"for example {self._shard_example}"
             )
         too_many = self._bad_shards > self.max_bad_fraction * self._shards

@@ -26,7 +26,8 @@ def find_files(paths: Sequence[str | Path], suffixes: Collection[str], what: str
     """List the files of a kind that files, folders and patterns stand for.
 
     Folders are searched to any depth for files with one of the endings (upper or lower case); names that begin with a
-    dot are passed over and linked folders are not followed. A file given by its own name is taken whatever its ending.
+    dot are passed over, linked folders are not followed, and pipes and devices are passed over. A file or pipe given by
+    its own name is taken whatever its ending.
 
     Args:
         paths: Files, folders, or patterns such as ``"photos/**/*.png"``.
@@ -41,7 +42,8 @@ def find_files(paths: Sequence[str | Path], suffixes: Collection[str], what: str
     """
 
     def fits(path: Path) -> bool:
-        return path.suffix.lower() in suffixes and not path.name.startswith(".")
+        wanted = path.suffix.lower() in suffixes and not path.name.startswith(".")
+        return wanted and (path.is_file() or not path.exists())  # no pipe, which would be waited for
 
     def inside(folder: Path) -> list[Path]:
         files = []
@@ -52,12 +54,12 @@ def find_files(paths: Sequence[str | Path], suffixes: Collection[str], what: str
 
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
+        if path.is_dir():
             files = inside(path)
             if not files:
                 raise DataError(f"there is no {what} in the folder {path}")
+        elif path.exists():  # a file, or a pipe
+            files = [path]
         elif any(c in str(path) for c in "*?["):
             base = Path(path.anchor)
             files = []
