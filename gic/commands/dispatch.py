@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from gic.errors import GicError, in_words
 from gic.version import __version__
@@ -113,8 +115,6 @@ def _run(command: str, words: list[str], started: float) -> int:
         from gic.commands import test
 
         return test.run(words)
-    import difflib
-
     near = difflib.get_close_matches(command, [*TRAINING, *BENCHMARK, *COMMANDS], 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"gic: there is no command {command!r}{hint} (gic --help lists them)", file=sys.stderr)
@@ -123,6 +123,30 @@ def _run(command: str, words: list[str], started: float) -> int:
 
 def _run_command(command: str, argv: list[str]) -> int:
     module = import_module(f"gic.commands.{command}")
-    parser = ArgumentParser(prog=f"gic {command}", description=COMMANDS[command])
+    parser = _Parser(prog=f"gic {command}", description=COMMANDS[command], allow_abbrev=False)
     module.add_options(parser)
+    parser.check_names(argv)
     return int(module.run(parser.parse_args(argv)))
+
+
+class _Parser(ArgumentParser):
+    """Says in one line what is wrong, and which option may be meant."""
+
+    def check_names(self, argv: Sequence[str]) -> None:
+        """Stop at an option that does not exist; without this, ``-overwrite`` is ``-o verwrite``."""
+        known = self._option_string_actions
+        for word in argv:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            mistyped = name.startswith("--") and name not in known and " " not in word
+            if mistyped or f"-{name}" in known:
+                plain = name.lstrip("-")
+                names = [option.lstrip("-") for option in known]
+                near = [n for n in names if n.startswith(plain)] or difflib.get_close_matches(plain, names, 1)
+                self.error(f"there is no option {name}" + (f", did you mean --{near[0]}?" if near else ""))
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and stop."""
+        print(f"{self.prog}: {message} ({self.prog} --help explains the options)", file=sys.stderr)
+        sys.exit(USER_ERROR)

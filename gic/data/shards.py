@@ -39,6 +39,9 @@ from gic.pictures.load import load_rgb
 ImageFormat = Literal["jpg", "png", "webp"]
 _STAGING = ".unfinished-"  # begin of the names of folders in which shards are written
 
+TRAINING_CROP = 256
+"""Side of the crops of training if the config says nothing else (``data.crop_size``), in pixels."""
+
 
 class Sample(NamedTuple):
     """One picture of a shard.
@@ -66,6 +69,7 @@ class ShardReport:
         shards: The shards, in order.
         notes: Count of each kind of change to pictures, for example "CMYK converted ...".
         skipped: Sources that were left out, with the reason.
+        small: How many of those written have a shorter side below :data:`TRAINING_CROP`.
     """
 
     written: int = 0
@@ -73,6 +77,7 @@ class ShardReport:
     shards: tuple[Path, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     skipped: tuple[tuple[Path, str], ...] = ()
+    small: int = 0
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> None:
@@ -184,10 +189,10 @@ def write_shards(
 
     notes: Counter[str] = Counter()
     skipped: list[tuple[Path, str]] = []
-    written = copied = 0
+    written = copied = small = 0
 
     def samples() -> Iterator[Sample]:
-        nonlocal written, copied
+        nonlocal written, copied, small
         with progress_bar(progress) as bar:
             for result in bar.track(_in_order(prepare, files, workers), total=len(files), description=prefix):
                 if isinstance(result, _Skipped):
@@ -197,6 +202,7 @@ def write_shards(
                 notes.update(result.notes)
                 written += 1
                 copied += result.copied
+                small += result.shorter_side < TRAINING_CROP
 
     with naming(output, output / _STAGING), staging(output) as folder:
         new: list[Path] = []
@@ -213,7 +219,7 @@ def write_shards(
         shards = [_place(path, output / path.name) for path in new]
     for stale in set(old) - set(shards):
         stale.unlink()
-    return ShardReport(written, copied, tuple(shards), dict(notes.most_common()), tuple(skipped))
+    return ShardReport(written, copied, tuple(shards), dict(notes.most_common()), tuple(skipped), small)
 
 
 def summary(report: ShardReport) -> Table:
@@ -254,15 +260,31 @@ def left_out(report: ShardReport, names: int = 20) -> list[str]:
     return lines
 
 
+def too_small(report: ShardReport) -> str:
+    """Warn of pictures that training passes over; empty if there are none.
+
+    Args:
+        report: What :func:`write_shards` returned.
+    """
+    if not report.small:
+        return ""
+    return (
+        f"{report.small} of {counted(report.written, 'picture')} have a shorter side below {TRAINING_CROP} pixels, the "
+        "crop of training (data.crop_size): training passes them over, and stops if they are more than "
+        f"data.max_bad_fraction; --min-side {TRAINING_CROP} leaves them out"
+    )
+
+
 def progress_bar(shown: bool) -> Progress:
-    """Make a progress bar for pictures, on the error stream; silent if it is not to be shown."""
+    """Make a progress bar for pictures, on the error stream if that is a terminal; silent if it is not to be shown."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
+        console=console,
+        disable=not (shown and console.is_terminal),
     )
 
 
@@ -273,6 +295,7 @@ class _Prepared(NamedTuple):
     about: dict[str, object]
     notes: tuple[str, ...]
     copied: bool
+    shorter_side: int
 
 
 class _Skipped(NamedTuple):
@@ -313,7 +336,7 @@ def _prepare(
         "height": image.height,
         "notes": notes,
     }
-    return _Prepared(data, about, tuple(notes), copied)
+    return _Prepared(data, about, tuple(notes), copied, min(image.size))
 
 
 def _in_order(

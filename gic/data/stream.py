@@ -72,8 +72,10 @@ class EvalItem(TypedDict, total=False):
 class _Tally:
     """Counts good and bad samples of one worker, and raises when there are too many bad ones."""
 
-    def __init__(self, max_bad_fraction: float) -> None:
+    def __init__(self, max_bad_fraction: float, crop_size: int) -> None:
         self.max_bad_fraction = max_bad_fraction
+        self.crop_size = crop_size
+        self._small = 0
         self.unreported: Counter[str] = Counter()
         self._good = self._bad = 0
         self._shards = self._bad_shards = 0
@@ -91,6 +93,7 @@ class _Tally:
             self._shard_example = example
         else:
             self._bad += 1
+            self._small += problem == "too_small"
             self._example = example
 
     def shard_read(self, shards: int, *, sample_seen: bool) -> None:
@@ -106,8 +109,8 @@ class _Tally:
         too_many = self._bad_shards > self.max_bad_fraction * self._shards
         if self._shards >= _SHARDS_JUDGED_AFTER and too_many:
             raise DataError(
-                f"{self._bad_shards} of {self._shards} training shards could not be read, more than "
-                f"max_bad_fraction = {self.max_bad_fraction:g} allows; for example {self._shard_example}"
+                f"{self._bad_shards} of {self._shards} training shards could not be read, more than {self._allowed()} "
+                f"allows; for example {self._shard_example}"
             )
 
     def judge(self, *, end_of_pass: bool = False) -> None:
@@ -119,10 +122,23 @@ class _Tally:
         if not end_of_pass:  # bad samples may be early by chance: allow three standard deviations
             allowed += 3 * allowed**0.5
         if self._bad > allowed or self._good == 0:
+            which = "" if self._good else ", which is all of them"
             raise DataError(
-                f"{self._bad} of {total} training samples cannot be used, more than max_bad_fraction = "
-                f"{self.max_bad_fraction:g} allows; for example {self._example}"
+                f"{self._bad} of {total} training samples cannot be used, more than {self._allowed()} allows{which}; "
+                f"for example {self._example}{self._advice()}"
             )
+
+    def _allowed(self) -> str:
+        return f"max_bad_fraction = {self.max_bad_fraction:g}"
+
+    def _advice(self) -> str:
+        """What to do about small pictures."""
+        if not self._small:
+            return ""
+        return (
+            f" ({self._small} too small: gic shards --min-side {self.crop_size} leaves them out, and a larger "
+            "data.max_bad_fraction or a smaller data.crop_size accepts them)"
+        )
 
     def take(self) -> dict[str, int]:
         """Counts by reason since the last call."""
@@ -234,7 +250,7 @@ class TrainStream(IterableDataset[Any]):
         """Yield this worker's share of the epoch's batches."""
         worker, to_skip = resume_position(worker, workers, self.batches_done)
         slot = self.rank * workers + worker
-        tally = _Tally(self.max_bad_fraction)
+        tally = _Tally(self.max_bad_fraction, self.crop_size)
         crops: list[torch.Tensor] = []
         keys: list[str] = []
         position = worker  # of the batch that is being filled
