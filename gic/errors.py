@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import errno
 import importlib
+import json
+import shlex
+from pathlib import Path
 from types import ModuleType
 
 from gic.files import printable
+from gic.version import DISTRIBUTION
 
 
 class GicError(Exception):
@@ -75,6 +79,24 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" + "s" * (number != 1)
 
 
+def install_command(extra: str) -> str:
+    """What installs an extra of gic from where gic itself came: a checkout, a file, a repository or pip's index."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    name = f"{DISTRIBUTION}[{extra}]"
+    if "url" in origin:
+        vcs = origin.get("vcs_info", {}).get("vcs")
+        name += f" @ {vcs + '+' if vcs else ''}{origin['url']}"
+    return f"pip install {shlex.quote(name)}"
+
+
 def require(package: str, extra: str = "train") -> ModuleType:
     """Import an optional package, or say which extra provides it.
 
@@ -94,5 +116,5 @@ def require(package: str, extra: str = "train") -> ModuleType:
         if error.name is not None and error.name.split(".")[0] != package.split(".")[0]:
             raise
         raise MissingExtraError(
-            f"the package {package!r} is needed here and is not installed: pip install 'gic[{extra}]'"
+            f"the package {package!r} is needed here and is not installed: {install_command(extra)}"
         ) from error
