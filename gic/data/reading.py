@@ -27,7 +27,7 @@ import braceexpand
 from webdataset import tariterators
 
 from gic.data.plan import Part
-from gic.data.remote import Remote, RemoteFile, cached
+from gic.data.remote import Remote, RemoteFile, cached, one_line
 from gic.errors import DataError
 from gic.files import is_url, printable
 from gic.pictures.find import IMAGE_SUFFIXES, find_images
@@ -441,9 +441,3 @@ class _Head:
         data = self._file.read(min(size, self._left))
         self._left -= len(data)
         return data
-
-
-def one_line(error: Exception) -> str:
-    """Text of an exception without what WebDataset appends to it."""
-    text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(text.split(" @ <")[0].split()) or type(error).__name__

@@ -21,8 +21,8 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gic.data.plan import random_stream, resume_position, shard_plan
-from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, one_line, read_shard
-from gic.data.remote import Remote
+from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, read_shard
+from gic.data.remote import Remote, one_line
 from gic.errors import ConfigError, DataError, ImageError, counted
 from gic.files import printable
 from gic.pictures.find import find_images

@@ -13,7 +13,8 @@ from shard_files import encoded, picture, stream, write_tar
 
 from gic.data import reading
 from gic.data.plan import Part
-from gic.data.reading import expand_sources, read_shard
+from gic.data.reading import Files, expand_sources, read_shard
+from gic.data.remote import Remote
 from gic.data.stream import EvalImages
 from gic.pictures.load import load_rgb
 
@@ -154,6 +155,23 @@ def test_a_damaged_header_is_not_taken_for_the_end(cut: str, tmp_path: Path) -> 
     shard.write_bytes(data)
     problems = [raw.problem for raw in read_shard(str(shard))]
     assert problems == ["", "", "", "damaged_shard"]
+
+
+def test_why_a_shard_cannot_be_read_is_said_without_numbers(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    hasty = Remote(retries=0)
+    cache = Remote(cache_dir=str(tmp_path / "file" / "cache"), retries=0)
+    for shard, remote, said in (
+        (str(tmp_path / "gone.tar"), hasty, "No such file"),
+        (str(tmp_path), hasty, "Is a directory"),
+        ("http://127.0.0.1:9/a.tar", hasty, "refused after 0 bytes"),
+        ("pipe:exit 0", cache, f"the cache {tmp_path / 'file' / 'cache'} cannot be written"),
+    ):
+        (failed,) = read_shard(shard, reading.WHOLE_SHARD, remote)
+        assert failed.problem == "unreadable_shard" and "Errno" not in failed.name and "\n" not in failed.name
+        assert said in failed.name and shard in failed.name
+    (failed,) = read_shard(Files("pictures", (tmp_path,)))
+    assert (failed.problem, failed.name) == ("unreadable_file", f"{tmp_path}: Is a directory")
 
 
 # --- names that are no UTF-8 ----------------------------------------------------------------------------------
