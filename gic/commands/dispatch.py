@@ -53,8 +53,8 @@ def run(argv: Sequence[str]) -> int:
         argv: Words after ``gic``.
 
     Returns:
-        Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
-        training run that was stopped by a signal and can be resumed, 141 if the reader of the output has exited.
+        Exit code: 0 for success, 2 for wrong input or a result that was not written, which is explained in one line on
+        the standard error, 130 if it was interrupted, 75 for a training run that was stopped by a signal and can be resumed, 141 if the reader of the output has exited.
     """
     started = time.monotonic()
     for stream in (sys.stdout, sys.stderr):
