@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,8 @@ class MissingExtraError(GicError, ImportError):
     """A package of an optional extra is not installed; the text says which extra to install."""
 
 
+_BREAK = re.compile(r"\s*[\r\n]\s*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ADVICE = {
     errno.ENOSPC: "make room, or choose another place",
     errno.EDQUOT: "make room, or choose another place",
@@ -63,10 +66,22 @@ _ADVICE = {
 }
 
 
+def one_line(text: str) -> str:
+    """Text on one line and without control characters, which a file's name may hold."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _BREAK.sub(" ", text.strip()))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(r"out of memory|allocate memory", str(error)) is not None
+    )
+
+
 def in_words(error: OSError) -> str:
     """What a file system's error says to the person at the terminal, in one line: where, what, what to do."""
     if error.errno is None:
-        return " ".join(str(error).split())
+        return one_line(str(error))
     text = (error.strerror or errno.errorcode.get(error.errno, str(error.errno))).lower()
     named = isinstance(error.filename, (str, bytes))
     where = f"{printable(error.filename)}: " if named else ""

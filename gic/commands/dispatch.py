@@ -14,9 +14,10 @@ import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
-from gic.errors import GicError, in_words
+from gic.errors import GicError, in_words, one_line
 from gic.version import __version__
 
 TRAINING = {
@@ -54,9 +55,12 @@ def run(argv: Sequence[str]) -> int:
 
     Returns:
         Exit code: 0 for success, 2 for wrong input or a result that was not written, which is explained in one line on
-        the standard error, 130 if it was interrupted, 75 for a training run that was stopped by a signal and can be resumed, 141 if the reader of the output has exited.
+        the standard error, 130 if it was interrupted, 75 for a training run that was stopped by a signal and can be
+        resumed, 141 if the reader of the output has exited.
     """
     started = time.monotonic()
+    if sys.stderr is None:  # closed: what is printed there would go to the standard output
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -82,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         problem, code = "interrupted", INTERRUPTED
     _discard_output()
-    print(f"{speaker}: {problem}", file=sys.stderr)
+    print(f"{speaker}: {one_line(problem)}", file=sys.stderr)
     return code
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gic.bitstream.container import SUFFIX
-from gic.errors import ConfigError, DataError, GicError, in_words
+from gic.errors import ConfigError, DataError, GicError, in_words, one_line, out_of_memory
 from gic.files import descriptor, is_stream, naming, write_bytes
 from gic.names import TRUST_HELP
 from gic.pictures.find import IMAGE_SUFFIXES, find_files
@@ -75,6 +75,8 @@ def plan_jobs(
         ConfigError: If inputs and output do not fit together.
         DataError: If an input does not exist.
     """
+    if output == "":
+        raise ConfigError("the output has an empty name: name a file or folder")
     if STREAM in inputs:
         if len(inputs) > 1:
             raise ConfigError("standard input (-) must be the only input")
@@ -139,14 +141,19 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace) ->
                 kept.append(job.target)
                 continue
             said = one(job)
-        except (GicError, OSError) as error:
-            if isinstance(error, BrokenPipeError):
-                raise
+        except (GicError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
-            problem = in_words(error) if isinstance(error, OSError) and not isinstance(error, GicError) else str(error)
-            print(f"gic: {source}: {problem}", file=sys.stderr)
+            if isinstance(error, GicError):
+                problem = str(error)
+            elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                problem = in_words(error)
+            elif out_of_memory(error):
+                problem = "the memory does not suffice for this picture"
+            else:
+                raise
+            print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
         else:
-            print(f"{source} -> {target}: {said}", file=sys.stderr)
+            print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
     if len(jobs) == 1 and kept:
         how = "passed over" if args.skip_existing else "give --overwrite to replace it"
         print(f"gic: {kept[0]} exists and is kept: {how}", file=sys.stderr)

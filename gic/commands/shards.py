@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from gic.data.shards import left_out, summary, too_small, write_shards
-from gic.errors import ConfigError
+from gic.errors import ConfigError, one_line
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -50,6 +50,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run ``gic shards``; returns the exit code."""
+    if not args.output:
+        raise ConfigError("the output has an empty name: name a folder")
     if args.output.endswith(".tar"):
         raise ConfigError(f"{args.output} would be a folder: name one for the shards, and --prefix for their names")
     report = write_shards(
@@ -68,5 +70,5 @@ def run(args: Namespace) -> int:
     console = Console()
     console.print(summary(report))
     for line in filter(None, [*left_out(report), too_small(report)]):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(one_line(line), soft_wrap=True, markup=False, highlight=False)
     return 0

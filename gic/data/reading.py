@@ -27,7 +27,7 @@ import braceexpand
 from webdataset import tariterators
 
 from gic.data.plan import Part
-from gic.data.remote import Remote, RemoteFile, cached, one_line
+from gic.data.remote import Remote, RemoteFile, cached, reason
 from gic.errors import DataError
 from gic.files import is_url, printable
 from gic.pictures.find import IMAGE_SUFFIXES, find_images
@@ -184,7 +184,7 @@ def _read_files(files: Files, part: Part) -> Iterator[RawImage]:
                 else:
                     yield RawImage(name, name, path.read_bytes())
             except OSError as error:
-                yield RawImage(name, f"{name}: {one_line(error)}", None, "unreadable_file")
+                yield RawImage(name, f"{name}: {reason(error)}", None, "unreadable_file")
 
 
 def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
@@ -217,7 +217,7 @@ def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = P
                 if index % part.parts == part.part:
                     yield _raw_image(url, sample)
     except (OSError, ValueError) as error:
-        problems.append(one_line(error))
+        problems.append(reason(error))
     if problems and kept is not None:
         kept.unlink(missing_ok=True)
     if problems:
@@ -304,7 +304,7 @@ def _members(stream: BinaryIO, note: Callable[[str], None]) -> Iterator[_Member]
                     content = tar.extractfile(info) if member.is_picture and info.size <= MAX_PICTURE_BYTES else None
                     yield member if content is None else member._replace(data=content.read())
     except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error, LZMAError) as error:
-        note(one_line(error))
+        note(reason(error))
 
 
 def _samples(members: Iterable[_Member]) -> Iterator[_Sample]:

@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from gic.data.plan import random_stream, resume_position, shard_plan
 from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, read_shard
-from gic.data.remote import Remote, one_line
+from gic.data.remote import Remote, reason
 from gic.errors import ConfigError, DataError, ImageError, counted
 from gic.files import printable
 from gic.pictures.find import find_images
@@ -320,7 +320,7 @@ class TrainStream(IterableDataset[Any]):
             try:
                 image = load_rgb(raw.data, name=raw.name).image
             except ImageError as error:
-                tally.skip("undecodable", one_line(error))
+                tally.skip("undecodable", reason(error))
                 return None
             size = 3 * image.width * image.height
             if size <= self._room:
@@ -412,7 +412,7 @@ def _load_item(raw: RawImage) -> EvalItem:
     try:
         return {"image": to_tensor(load_rgb(raw.data, name=raw.name).image), "key": raw.key}
     except ImageError as error:
-        return {"image": None, "key": raw.key, "error": one_line(error)}
+        return {"image": None, "key": raw.key, "error": reason(error)}
 
 
 def outlast_signals(worker: int) -> None:

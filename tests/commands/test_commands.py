@@ -160,6 +160,58 @@ def test_a_folder_can_be_continued(folder: Path, capsys) -> None:
         run(["compress", "set", "-o", "out", "--overwrite", "--skip-existing"])
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory"), "out of memory"]
+)
+def test_a_picture_that_takes_too_much_memory_does_not_stop_the_others(
+    error, folder: Path, monkeypatch, capsys
+) -> None:
+    from gic.codec.image_codec import ImageCodec
+
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory.") if isinstance(error, str) else error
+    real, small = ImageCodec.encoding, Path("a.png").read_bytes()
+
+    def encoding(self: ImageCodec, image: bytes, **settings: Any):
+        if image != small:
+            raise error
+        return real(self, image, **settings)
+
+    monkeypatch.setattr(ImageCodec, "encoding", encoding)
+    assert run(["compress", "a.png", "set/b.png"]) == 2
+    said = capsys.readouterr().err
+    assert "gic: set/b.png: the memory does not suffice" in said and "1 written, 1 of 2 files failed" in said
+    assert files(folder) == {"a.gic"}
+    error = RuntimeError("a mistake")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(["compress", "set/b.png"])
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(folder: Path, monkeypatch, capsys) -> None:
+    real = os.scandir
+
+    def scandir(path: Any):
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert run(["compress", "set", "-o", "out"]) == 2
+    assert "the folder set/deep cannot be read (Permission denied)" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_names_do_not_command_the_terminal(folder: Path, capsys) -> None:
+    odd = "x\n\x1b[31m\x9b2J.png"
+    Path("set/b.png").rename(Path("set", odd))
+    Path("set", f"bad{odd}").write_bytes(b"no picture")
+    assert run(["compress", "set", "-o", "out"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 4 and "\x1b" not in said and "\x9b" not in said and "x \\x1b[31m" in said
+    assert run(["info", "out", f"no{odd}"]) == 2
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err and len(told.err.splitlines()) == 1
+
+
 def test_a_rate_beyond_the_range_is_its_end_with_a_note(folder: Path, capsys) -> None:
     for rate, quality in (("20", "100"), ("0.0001", "0")):
         assert run(["compress", "a.png", "set", "-o", "out", "--bpp", rate, "--overwrite"]) == 0
@@ -217,6 +269,13 @@ def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
         (["compress", "a.png", "set/b.png", "-o", "a.png"], "a.png is one file, for several results"),
         (["compress", "a.png", "set/b.png", "-o", "notes"], "notes is one file, for several results"),
         (["shards", "set", "-o", "train.tar"], "train.tar would be a folder"),
+        (["compress", "", "-o", "out"], "a name is empty"),  # an unset variable of the shell, and not this folder
+        (["info", ""], "a name is empty"),
+        (["shards", "", "-o", "out"], "a name is empty"),
+        (["compress", "a.png", "-o", ""], "the output has an empty name"),
+        (["compress", "-", "-o", ""], "the output has an empty name"),
+        (["shards", "set", "-o", ""], "the output has an empty name"),
+        (["compress", "set/**.png"], "set/**.png is no pattern: ** stands alone"),
         (["compress", "a.png", "--max-bytes", "3"], "does not fit in 3 bytes"),
         (["compress", "a.png", "--quality", "101"], "quality"),
         (["compress", "a.png", "--seed", "-1"], "seed"),
@@ -494,6 +553,11 @@ def test_shards_replace_no_pipe(folder: Path, capsys) -> None:
     assert run(["shards", "set", "-o", "shards", "--overwrite"]) == 2
     assert "train-000000.tar is in the way and no file" in capsys.readouterr().err
     assert Path("shards/train-000000.tar").is_fifo()
+
+
+def test_what_is_told_never_goes_into_the_data(folder: Path) -> None:
+    done = process("compress", "a.png", "-o", "-", "--q", "1", preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (0, gic.load().compress("a.png", q=1.0))
 
 
 def test_a_process_that_fails_says_one_line_and_exits_with_2(folder: Path) -> None:
