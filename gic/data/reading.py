@@ -37,6 +37,7 @@ _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
 _HELD = 8  # pictures that wait until it is known whether they belong to another
 _MAX_NAME = 1 << 20  # bytes of a header that holds a long name
+_MOST_ENDS = 16  # reads at the end of a stream
 _NAME_HEADERS = frozenset(
     {
         tarfile.XHDTYPE,
@@ -288,6 +289,21 @@ class _CheckedInfo(tarfile.TarInfo):
         return info
 
 
+class _Ending:
+    """A stream that does not end over and over: tarfile would skip a member of a stated exabyte block by block."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._ends = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._ends += not data
+        if self._ends > _MOST_ENDS:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
 def _is_read(info: tarfile.TarInfo) -> bool:
     """Whether a member of a tar file can belong to a sample."""
     return info.isreg() and not _SKIPPED_BY_WEBDATASET.match(info.name)
@@ -295,8 +311,9 @@ def _is_read(info: tarfile.TarInfo) -> bool:
 
 def _members(stream: BinaryIO, note: Callable[[str], None]) -> Iterator[_Member]:
     """Read the members of a tar file, those that are pictures with their content; damage is noted and ends it."""
+    ending = cast(BinaryIO, _Ending(stream))
     try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_CheckedInfo) as tar:
+        with tarfile.open(fileobj=ending, mode="r|*", tarinfo=_CheckedInfo) as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
                 member = _Member(info.name, info.offset, info.size)

@@ -130,16 +130,19 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
-@pytest.mark.parametrize("size", [1 << 42, -512, -(1 << 42)])
+@pytest.mark.parametrize("size", [1 << 42, 1 << 62, -512, -(1 << 42)])
 @pytest.mark.parametrize("part", [Part(0, 0, 1, 0.0, 1.0, 0), Part(0, 0, 1, 0.9, 1.0, 0)])
 def test_a_size_that_cannot_be_is_damage_and_takes_no_memory(
     kind: bytes, size: int, part: Part, tmp_path: Path
 ) -> None:
     shard = write_tar(tmp_path / "a.tar", [("a.png", encoded(picture(0)))])
-    whole = Path(shard).read_bytes()[:1536]
+    with tarfile.open(shard) as tar:
+        (member,) = tar.getmembers()
+    whole = Path(shard).read_bytes()[: member.offset_data + -(-member.size // 512) * 512]
     Path(shard).write_bytes(whole + header("b.png", size, kind) + 4096 * b"x")
     problems = [raw.problem for raw in read_shard(shard, part)]
     assert problems[0] == "" and problems[-1] == "damaged_shard"
+    assert problems[1:-1] == (["too_large"] if kind == tarfile.REGTYPE and size > 0 else [])
 
 
 @pytest.mark.parametrize("cut", ["in a header", "a flipped bit"])
