@@ -94,9 +94,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     with naming(path, temporary):
         try:
             temporary.touch()
-            mode = temporary.stat().st_mode
+            # The old file's, or as the user's umask has it: some libraries write files that nobody else may read.
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
             yield temporary
-            temporary.chmod(mode)  # as the user's umask has it: some libraries write files that nobody else may read
+            temporary.chmod(mode)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)

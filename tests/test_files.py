@@ -156,6 +156,19 @@ def test_two_long_names_at_once_have_temporaries_of_their_own(write, tmp_path: P
     assert [name.read_bytes() for name in names] == [b"0", b"1"]
 
 
+@writers
+def test_a_private_file_stays_private(write, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.touch(mode=0o600)
+    (tmp_path / "link").symlink_to(path)
+    for name in ("a", "link"):
+        write(tmp_path / name, CONTENT)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    write(tmp_path / "new", CONTENT)
+    (tmp_path / "like").touch()
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "like").stat().st_mode
+
+
 def test_errors_name_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()

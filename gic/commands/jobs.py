@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from gic.codec.image_codec import ImageCodec
 
 STREAM = "-"
+MAX_BYTES = 1 << 32
+"""Largest input, in bytes: of a picture in any format, of the most pixels that are read."""
+_BLOCK = 1 << 24
 
 
 class Job(NamedTuple):
@@ -177,20 +182,26 @@ def load_codec(args: Namespace) -> ImageCodec:
 
 
 def read(path: Path | None) -> bytes:
-    """Bytes of a file, or of standard input for None.
+    """Bytes of a file, or of standard input for None; at most :data:`MAX_BYTES`.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or is larger.
     """
-    if path is None:
-        if sys.stdin is None:
-            raise DataError("standard input is closed")
-        with naming("standard input"):
-            return sys.stdin.buffer.read()
+    name = "standard input" if path is None else str(path)
+    if path is None and sys.stdin is None:
+        raise DataError("standard input is closed")
+    data = bytearray()
     try:
-        return path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size if path is not None else 0
+            while size <= MAX_BYTES and (block := file.read(_BLOCK)):
+                data += block
+                size = max(size, len(data))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
+    if size > MAX_BYTES:
+        raise DataError(f"{name} has more than {MAX_BYTES >> 20} MiB, which no picture has that gic codes")
+    return bytes(data)
 
 
 def write(path: Path | None, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -198,6 +199,27 @@ def test_a_folder_that_cannot_be_read_is_no_empty_one(folder: Path, monkeypatch,
     assert run(["compress", "set", "-o", "out"]) == 2
     assert "the folder set/deep cannot be read (Permission denied)" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_an_input_without_end_is_refused(folder: Path, monkeypatch, capsys) -> None:
+    from gic.commands import jobs
+
+    monkeypatch.setattr(jobs, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(jobs, "_BLOCK", 1 << 16)
+    os.mkfifo("endless")
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), Path("endless").open("wb") as pipe:
+            while True:
+                pipe.write(bytes(1 << 16))
+
+    Path("large.png").write_bytes(bytes((1 << 20) + 1))
+    for words in (["compress", "endless", "-o", "a.gic"], ["info", "endless"], ["compress", "large.png"]):
+        if "endless" in words:
+            threading.Thread(target=feed, daemon=True).start()
+        assert run(words) == 2
+        assert f"{words[1]} has more than 1 MiB" in capsys.readouterr().err
+    assert not files(folder)
 
 
 def test_names_do_not_command_the_terminal(folder: Path, capsys) -> None:
