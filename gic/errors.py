@@ -6,8 +6,16 @@ such an error as one line and ends with exit code 2. Programming errors keep Pyt
 
 from __future__ import annotations
 
+import errno
 import importlib
+import json
+import re
+import shlex
+from pathlib import Path
 from types import ModuleType
+
+from gic.files import printable
+from gic.version import DISTRIBUTION
 
 
 class GicError(Exception):
@@ -40,6 +48,70 @@ class MissingExtraError(GicError, ImportError):
     """A package of an optional extra is not installed; the text says which extra to install."""
 
 
+_BREAK = re.compile(r"\s*[\r\n]\s*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ADVICE = {
+    errno.ENOSPC: "make room, or choose another place",
+    errno.EDQUOT: "make room, or choose another place",
+    errno.EFBIG: "choose another place",
+    errno.EROFS: "choose another place",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.ENOTDIR: "a part of this path is a file and no folder",
+    errno.EEXIST: "a file is in the way: choose another name",
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "links lead to one another: name the file itself",
+    errno.EBADF: "it is not open, or not for this",
+}
+
+
+def one_line(text: str) -> str:
+    """Text on one line and without control characters, which a file's name may hold."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _BREAK.sub(" ", text.strip()))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a lack of memory, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(r"out of memory|allocate memory", str(error)) is not None
+    )
+
+
+def in_words(error: OSError) -> str:
+    """What a file system's error says to the person at the terminal, in one line: where, what, what to do."""
+    if error.errno is None:
+        return one_line(str(error))
+    text = (error.strerror or errno.errorcode.get(error.errno, str(error.errno))).lower()
+    named = isinstance(error.filename, (str, bytes))
+    where = f"{printable(error.filename)}: " if named else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{where}{text}" + (f" ({advice})" if advice else "")
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra of gic from where gic itself came: a checkout, a file, a repository or pip's index."""
+    checkout = Path(__file__).parents[1]
+    if (checkout / "pyproject.toml").is_file():
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        origin = json.loads(distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    name = f"{DISTRIBUTION}[{extra}]"
+    if "url" in origin:
+        vcs = origin.get("vcs_info", {}).get("vcs")
+        name += f" @ {vcs + '+' if vcs else ''}{origin['url']}"
+    return f"pip install {shlex.quote(name)}"
+
+
 def require(package: str, extra: str = "train") -> ModuleType:
     """Import an optional package, or say which extra provides it.
 
@@ -59,8 +131,8 @@ def require(package: str, extra: str = "train") -> ModuleType:
         name, own = error.name or package, package.split(".")[0]
         if name.split(".")[0] == own:
             raise MissingExtraError(
-                f"the package {package!r} is needed here and is not installed: pip install 'gic[{extra}]'"
+                f"the package {package!r} is needed here and is not installed: {install_command(extra)}"
             ) from error
         raise MissingExtraError(
-            f"the package {own!r} needs {name!r}, which is not installed: pip install 'gic[{extra}]'"
+            f"the package {own!r} needs {name!r}, which is not installed: {install_command(extra)}"
         ) from error

@@ -1,3 +1,6 @@
-"""The version of this package; ``pyproject.toml`` reads it here."""
+"""The version of this package, which ``pyproject.toml`` reads here, and its name for pip."""
 
 __version__ = "0.1.0"
+
+DISTRIBUTION = "gic-codec"
+"""What pip calls the package; ``gic`` is another project there."""

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gic.bitstream.coder import Prior, level_code, level_value
-from gic.bitstream.container import NO_METADATA, GicFile, Metadata, Payload, pack
+from gic.bitstream.container import NO_METADATA, GicFile, Metadata, Payload, pack, unpack
 from gic.bitstream.tables import SYMBOL_MAX, dither_values
 from gic.codec.engine import Engine
-from gic.codec.rate import nearest, one_target, within
+from gic.codec.rate import nearest, one_target, shortfall, within
 from gic.codec.skipped import settle
 from gic.codec.tiling import HALO, Tile, tiles_of
 from gic.errors import ConfigError, ImageError
@@ -151,6 +151,7 @@ class Encoding:
         bpp: float | None = None,
         max_bytes: int | None = None,
         quality: float | None = None,
+        strict_rate: bool = True,
     ) -> bytes:
         """A whole ``.gic`` file at the given rate; arguments and errors as in :meth:`ImageCodec.compress`."""
         target = one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
@@ -159,11 +160,20 @@ class Encoding:
             return self.at(level_code(self.engine.model.check_level(q)))
         if target == "bpp":
             assert bpp is not None
-            return nearest(self, bpp * self.width * self.height / 8)
+            data = nearest(self, bpp * self.width * self.height / 8)
+            if strict_rate and (problem := self.shortfall(data, bpp)):
+                raise ConfigError(problem)
+            return data
         if target == "max_bytes":
             assert max_bytes is not None
             return within(self, max_bytes)
         return self.at(quality_code(self.engine, DEFAULT_QUALITY if quality is None else quality))
+
+    def shortfall(self, data: bytes, bpp: float | None) -> str:
+        """Why a file has not the ``bpp`` that it was made for: the model's range ends before; empty if it has."""
+        if bpp is None:
+            return ""
+        return shortfall(self, data, unpack(data).code, bpp * self.width * self.height / 8)
 
     def _symbols(self, index: int, code: int) -> NDArray[np.int32]:
         tile, offsets = self.tiles[index], self.offsets[index]
@@ -210,7 +220,7 @@ def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ImageError(f"a tensor must have the shape (3, H, W), not {tuple(image.shape)}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import BinaryIO, Literal
 
 import torch
 from PIL import Image
@@ -15,10 +17,13 @@ from gic.codec.encoder import Encoding, ImageLike, read_pixels
 from gic.codec.engine import Engine, check_seed
 from gic.codec.rate import one_target
 from gic.codec.tiling import Tile, piece_problem, tile_side
-from gic.errors import ConfigError, FormatError, ImageError
+from gic.errors import ConfigError, FormatError, ImageError, in_words
 from gic.method.samplers import Sampler, reverse, sampler_of
 from gic.models.reverse import denoiser
 from gic.pictures.tensors import to_image, to_tensor
+
+FileLike = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
+"""A ``.gic`` file: its bytes, its path, or an open file."""
 
 
 class ImageCodec(Engine):
@@ -48,6 +53,7 @@ class ImageCodec(Engine):
         seed: int = 0,
         tile: int | None = None,
         keep_metadata: bool = False,
+        strict_rate: bool = True,
     ) -> bytes:
         """Compress one image; give at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
 
@@ -62,6 +68,9 @@ class ImageCodec(Engine):
             seed: Of the dither, 0 to 2^32 - 1.
             tile: Side of tiles in pixels, a multiple of 64 up to 2048; 0 for one piece; chosen by size if left out.
             keep_metadata: Keep EXIF and the ICC profile in the file.
+            strict_rate: Raise an error if the model's range ends more than 2 % before ``bpp``. If false, the file is at
+                the end of the range, and its size tells (``gic compress`` does this, with a note). ``max_bytes`` is
+                never exceeded.
 
         Returns:
             A whole ``.gic`` file.
@@ -72,7 +81,7 @@ class ImageCodec(Engine):
         """
         one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)  # before the work
         encoding = self.encoding(image, quantizer=quantizer, seed=seed, tile=tile, keep_metadata=keep_metadata)
-        return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
+        return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality, strict_rate=strict_rate)
 
     def encoding(
         self,
@@ -104,7 +113,7 @@ class ImageCodec(Engine):
 
     def decompress(
         self,
-        data: bytes,
+        data: FileLike,
         *,
         realism: float | None = None,
         steps: int | None = None,
@@ -118,7 +127,7 @@ class ImageCodec(Engine):
         of an RGB space, is of mode "RGB" with three channels that are the same.
 
         Args:
-            data: A whole ``.gic`` file.
+            data: A whole ``.gic`` file: its bytes, its path, or an open file.
             realism: r in [0, 1]: 0 is closest to the original, 1 looks most like a photograph; 1 if left out.
             steps: Steps of the reverse flow, the model's default if left out.
             sampler: Sampler of the reverse flow, for example ``heun`` or ``sde(alpha=0.3)``, see
@@ -144,7 +153,7 @@ class ImageCodec(Engine):
 
     def decompress_tensor(
         self,
-        data: bytes,
+        data: FileLike,
         *,
         realism: float | None = None,
         steps: int | None = None,
@@ -188,13 +197,13 @@ class ImageCodec(Engine):
 
         return Decoding(self, file, reconstruct, progress).run()
 
-    def open(self, data: bytes) -> GicFile:
+    def open(self, data: FileLike) -> GicFile:
         """Read a file's fields and check that it was made with this model at a level in its range.
 
         Raises:
-            FormatError: If it was not.
+            FormatError: If it was not, or cannot be read.
         """
-        file = unpack(data)
+        file = unpack(_read(data))
         if file.model_id != self.model_id:
             raise FormatError(
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
@@ -205,3 +214,22 @@ class ImageCodec(Engine):
         if (problem := piece_problem(file.width, file.height, file.tile)) is not None:
             raise FormatError(f"the header is damaged: {problem}")
         return file
+
+
+def _read(file: FileLike) -> bytes:
+    """Bytes of a ``.gic`` file.
+
+    Raises:
+        FormatError: If it cannot be read, or is none of :data:`FileLike`.
+    """
+    if isinstance(file, (bytes, bytearray, memoryview)):
+        return bytes(file)
+    try:
+        data = Path(file).read_bytes() if isinstance(file, (str, os.PathLike)) else file.read()
+    except OSError as error:
+        raise FormatError(in_words(error)) from error
+    except (AttributeError, ValueError):  # nothing to read from, or closed
+        data = None
+    if not isinstance(data, bytes):
+        raise FormatError(f"a .gic file is bytes, a path or a file open for reading bytes, not {file!r:.80}")
+    return data

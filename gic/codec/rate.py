@@ -58,25 +58,29 @@ def _search(picture: Rated, target_bytes: float) -> int:
 
 
 def nearest(picture: Rated, target_bytes: float) -> bytes:
-    """The file whose size is nearest to the target.
+    """The file whose size is nearest to the target: at an end of the model's range for a target beyond it.
 
     Raises:
-        ConfigError: If the target is not positive, or more than 2 % outside the range of the model.
+        ConfigError: If the target is not positive.
     """
     if not (math.isfinite(target_bytes) and target_bytes > 0):
         raise ConfigError("bpp must be a positive number")
     found = _search(picture, target_bytes)
     # The estimate crosses the target between this level and the one before.
     files = [picture.at(code) for code in (found, found - 1) if code >= picture.finest]
-    best = min(files, key=lambda data: abs(len(data) - target_bytes))
+    return min(files, key=lambda data: abs(len(data) - target_bytes))
+
+
+def shortfall(picture: Rated, data: bytes, code: int, target_bytes: float) -> str:
+    """Why a file at the level ``code`` is more than 2 % from its target; empty if it is not, or the range goes on."""
+    ends = {picture.coarsest: "coarsest", picture.finest: "finest"}
+    if code not in ends or abs(len(data) - target_bytes) <= 0.02 * target_bytes:
+        return ""
     pixels = picture.width * picture.height
-    for end, name in ((picture.coarsest, "coarsest"), (picture.finest, "finest")):
-        if found == end and abs(len(best) - target_bytes) > 0.02 * target_bytes:
-            raise ConfigError(
-                f"{target_bytes:.0f} bytes ({target_bytes * 8 / pixels:.4f} bpp) cannot be reached: at the {name} "
-                f"level of this model the image takes {len(best)} bytes ({len(best) * 8 / pixels:.4f} bpp)"
-            )
-    return best
+    return (
+        f"{target_bytes * 8 / pixels:.4g} bpp cannot be reached: at the {ends[code]} level of this model the picture "
+        f"takes {len(data)} bytes, {len(data) * 8 / pixels:.4f} bpp"
+    )
 
 
 def within(picture: Rated, max_bytes: int) -> bytes:

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from gic.codec import description
 from gic.codec.description import first_line
 from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
-from gic.files import replacing
+from gic.files import write_bytes
 from gic.models.codec import Codec
 from gic.version import __version__
 
@@ -254,8 +254,7 @@ def save_weights(
                 f"the parameter {name} reaches {largest:g}, which {str(dtype).removeprefix('torch.')} cannot hold: "
                 "nothing is written"
             )
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"gic": about})
+    write_bytes(path, save(tensors, {"gic": about}))
 
 
 def export_checkpoint(

@@ -14,9 +14,15 @@ def add_options(parser: ArgumentParser) -> None:
     add_files(parser, "pictures: files, folders, patterns, or - for standard input", "PICTURE" + SUFFIX)
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--q", type=float, metavar="STEP", help="quantisation step, within the model's range")
-    rate.add_argument("--bpp", type=float, metavar="BITS", help="bits per pixel to aim at")
+    rate.add_argument(
+        "--bpp",
+        type=float,
+        metavar="BITS",
+        help="bits per pixel to aim at; where the model's range ends before, its end is taken, with a note",
+    )
     rate.add_argument("--max-bytes", type=int, metavar="N", help="largest file size in bytes, never exceeded")
     rate.add_argument("--quality", type=float, metavar="0..100", help="0 smallest, 100 finest (default 50)")
+    parser.add_argument("--strict-rate", action="store_true", help="make an error of a --bpp that cannot be reached")
     parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
     parser.add_argument("--keep-metadata", action="store_true", help="keep EXIF and the ICC profile in the file")
@@ -36,13 +42,16 @@ def run(args: Namespace) -> int:
         encoding = codec.encoding(
             read(job.source), quantizer=args.quantizer, seed=args.seed, keep_metadata=args.keep_metadata
         )
-        data = encoding.compress(q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality)
+        data = encoding.compress(
+            q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality, strict_rate=args.strict_rate
+        )
         write(job.target, data)
         file = unpack(data)
         rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
-        return "; ".join([f"{len(data)} bytes, {rate}, q {file.q:.3f}", *encoding.notes])
+        notes = [*encoding.notes, *filter(None, [encoding.shortfall(data, args.bpp)])]
+        return "; ".join([f"{len(data)} bytes, {rate}, q {file.q:.3f}", *notes])
 
-    return run_jobs(jobs, one, args.overwrite)
+    return run_jobs(jobs, one, args)
 
 
 def _is_picture_suffix(suffix: str) -> bool:

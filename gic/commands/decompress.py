@@ -8,6 +8,7 @@ from pathlib import Path
 from gic.bitstream.container import SUFFIX
 from gic.commands.jobs import Job, add_codec, add_files, find_gic_files, load_codec, plan_jobs, read, run_jobs, write
 from gic.errors import ConfigError
+from gic.files import is_stream
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -37,7 +38,8 @@ def run(args: Namespace) -> int:
     sampler = None if args.sampler is None else named_sampler(args.sampler, args.trust)
 
     def one(job: Job) -> str:
-        kind = _picture_format(job.target)
+        nameless = job.target is not None and not job.target.suffix and is_stream(job.target)  # /dev/stdout
+        kind = _picture_format(None if nameless else job.target)
         image = codec.decompress(
             read(job.source), realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed
         )
@@ -45,7 +47,7 @@ def run(args: Namespace) -> int:
         write(job.target, data)
         return "; ".join([f"{image.width} x {image.height} pixels", *notes])
 
-    return run_jobs(jobs, one, args.overwrite)
+    return run_jobs(jobs, one, args)
 
 
 def _picture_format(target: Path | None) -> str:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import difflib
+import io
 import os
 import sys
 import time
@@ -12,8 +14,10 @@ import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
 
-from gic.errors import GicError
+from gic.errors import GicError, in_words, one_line
 from gic.version import __version__
 
 TRAINING = {
@@ -31,6 +35,7 @@ COMMANDS = {
     "weights": "list or fetch the weights that metrics need",
 }
 USER_ERROR = 2
+INTERRUPTED = 130
 PIPE_CLOSED = 141
 
 
@@ -49,41 +54,71 @@ def run(argv: Sequence[str]) -> int:
         argv: Words after ``gic``.
 
     Returns:
-        Exit code: 0 for success, 2 for wrong input, which is explained in one line on the standard error, 75 for a
-        training run that was stopped by a signal and can be resumed, 141 if the reader of the output has exited.
+        Exit code: 0 for success, 2 for wrong input or a result that was not written, which is explained in one line on
+        the standard error, 130 if it was interrupted, 75 for a training run that was stopped by a signal and can be
+        resumed, 141 if the reader of the output has exited.
     """
     started = time.monotonic()
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if argv[0] == "--version":
-        print(__version__)
-        return 0
-    command, rest = argv[0], list(argv[1:])
-    # compressai's dependency torch_geometric uses a deprecated decorator at import.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    if sys.stderr is None:  # closed: what is printed there would go to the standard output
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    command = argv[0] if argv else "--help"
+    speaker = "gic" if command.startswith("-") else f"gic {command}"
     try:
-        if command in COMMANDS:
-            return _run_command(command, rest)
-        if command in TRAINING:
-            from gic.training.cli import make_cli
-
-            make_cli([command, *rest], started=started)
-            return 0
-        if command in BENCHMARK:
-            from gic.commands import test
-
-            return test.run(rest)
+        code = _run(command, list(argv[1:]), started)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except GicError as error:
         if os.environ.get("GIC_TRACEBACK"):
             raise
-        print(f"gic {command}: {error}", file=sys.stderr)
-        return error.exit_code
+        problem, code = str(error), error.exit_code
+    except OSError as error:
+        if error.errno is None or os.environ.get("GIC_TRACEBACK"):
+            raise
+        if isinstance(error, BrokenPipeError) and command not in (*TRAINING, *BENCHMARK):
+            _discard_output()  # the reader of the output has exited, as `head` does
+            return PIPE_CLOSED
+        unknown = error.filename is None
+        problem, code = in_words(error) + (" (GIC_TRACEBACK=1 shows where)" if unknown else ""), USER_ERROR
     except KeyboardInterrupt:
-        print(f"gic {command}: interrupted", file=sys.stderr)
-        return 130
-    import difflib
+        problem, code = "interrupted", INTERRUPTED
+    _discard_output()
+    print(f"{speaker}: {one_line(problem)}", file=sys.stderr)
+    return code
 
+
+def _discard_output() -> None:
+    """Write what is left for the standard output, or discard it where it cannot be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:  # Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(command: str, words: list[str], started: float) -> int:
+    if command in ("-h", "--help"):
+        print(usage())
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    # compressai's dependency torch_geometric uses a deprecated decorator at import.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    if command in COMMANDS:
+        return _run_command(command, words)
+    if command in TRAINING:
+        from gic.training.cli import make_cli
+
+        make_cli([command, *words], started=started)
+        return 0
+    if command in BENCHMARK:
+        from gic.commands import test
+
+        return test.run(words)
     near = difflib.get_close_matches(command, [*TRAINING, *BENCHMARK, *COMMANDS], 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     print(f"gic: there is no command {command!r}{hint} (gic --help lists them)", file=sys.stderr)
@@ -92,13 +127,30 @@ def run(argv: Sequence[str]) -> int:
 
 def _run_command(command: str, argv: list[str]) -> int:
     module = import_module(f"gic.commands.{command}")
-    parser = ArgumentParser(prog=f"gic {command}", description=COMMANDS[command])
+    parser = _Parser(prog=f"gic {command}", description=COMMANDS[command], allow_abbrev=False)
     module.add_options(parser)
-    options = parser.parse_args(argv)
-    try:
-        code = int(module.run(options))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has exited, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
-    return code
+    parser.check_names(argv)
+    return int(module.run(parser.parse_args(argv)))
+
+
+class _Parser(ArgumentParser):
+    """Says in one line what is wrong, and which option may be meant."""
+
+    def check_names(self, argv: Sequence[str]) -> None:
+        """Stop at an option that does not exist; without this, ``-overwrite`` is ``-o verwrite``."""
+        known = self._option_string_actions
+        for word in argv:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            mistyped = name.startswith("--") and name not in known and " " not in word
+            if mistyped or f"-{name}" in known:
+                plain = name.lstrip("-")
+                names = [option.lstrip("-") for option in known]
+                near = [n for n in names if n.startswith(plain)] or difflib.get_close_matches(plain, names, 1)
+                self.error(f"there is no option {name}" + (f", did you mean --{near[0]}?" if near else ""))
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and stop."""
+        print(f"{self.prog}: {message} ({self.prog} --help explains the options)", file=sys.stderr)
+        sys.exit(USER_ERROR)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gic.codec.weights import export_checkpoint
 from gic.errors import ConfigError
+from gic.files import is_stream
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -27,12 +28,11 @@ def run(args: Namespace) -> int:
         ConfigError: If the output exists, the checkpoint cannot be read, or its parameters are not those of its codec.
     """
     output = Path(args.output)
-    if output.exists() and not args.overwrite:
+    if output.exists() and not is_stream(output) and not args.overwrite:
         raise ConfigError(f"{output} exists: give --overwrite to replace it")
     if output.suffix != ".safetensors":
         raise ConfigError(f"the output must end in .safetensors, not {output}")
     export_checkpoint(args.checkpoint, output, args.note, args.trust)
-    print(
-        f"written: {output} ({output.stat().st_size / 1e6:.1f} MB, float16: a new model, which decodes its own files)"
-    )
+    size = "" if is_stream(output) else f"{output.stat().st_size / 1e6:.1f} MB, "
+    print(f"written: {output} ({size}float16: a new model, which decodes its own files)")
     return 0

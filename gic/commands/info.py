@@ -10,7 +10,7 @@ from typing import Any
 
 from gic.bitstream.container import SUFFIX, unpack
 from gic.commands.jobs import STREAM, find_gic_files, read
-from gic.errors import GicError
+from gic.errors import GicError, one_line
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(args: Namespace) -> int:
         try:
             paths: list[Path | None] = [None] if given == STREAM else [*find_gic_files([given])]
         except GicError as error:
-            print(f"gic info: {error}", file=sys.stderr)
+            print(one_line(f"gic info: {error}"), file=sys.stderr)
             code = 2
             continue
         for path in paths:
@@ -36,13 +36,13 @@ def run(args: Namespace) -> int:
             try:
                 facts = describe(read(path))
             except GicError as error:
-                print(f"gic info: {name}: {error}", file=sys.stderr)
+                print(one_line(f"gic info: {name}: {error}"), file=sys.stderr)
                 code = 2
                 continue
             if args.json:
                 print(json.dumps({"file": name, **facts}))
             else:
-                print(name)
+                print(one_line(name))
                 for key, value in facts.items():
                     if key == "tile_side" and not value:
                         continue  # one piece

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gic.bitstream.container import SUFFIX
-from gic.errors import ConfigError, DataError, GicError
-from gic.files import write_bytes
+from gic.errors import ConfigError, DataError, GicError, in_words, one_line, out_of_memory
+from gic.files import descriptor, is_stream, naming, write_bytes
 from gic.names import TRUST_HELP
-from gic.pictures.find import find_files
+from gic.pictures.find import IMAGE_SUFFIXES, find_files
 
 if TYPE_CHECKING:
     from gic.codec.image_codec import ImageCodec
 
 STREAM = "-"
+MAX_BYTES = 1 << 32
+"""Largest input, in bytes: of a picture in any format, of the most pixels that are read."""
+_BLOCK = 1 << 24
 
 
 class Job(NamedTuple):
@@ -34,7 +39,11 @@ def add_files(parser: ArgumentParser, what: str, default: str) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", help=f"file, folder, or - for standard output (default: {default} beside IN)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace existing files")
+    existing.add_argument(
+        "--skip-existing", action="store_true", help="make the files that do not exist yet, to go on with a folder"
+    )
 
 
 def add_codec(parser: ArgumentParser) -> None:
@@ -71,6 +80,8 @@ def plan_jobs(
         ConfigError: If inputs and output do not fit together.
         DataError: If an input does not exist.
     """
+    if output == "":
+        raise ConfigError("the output has an empty name: name a file or folder")
     if STREAM in inputs:
         if len(inputs) > 1:
             raise ConfigError("standard input (-) must be the only input")
@@ -80,13 +91,18 @@ def plan_jobs(
             raise ConfigError(f"{output} is a folder: for standard input, give the name of a file")
         return [Job(None, Path(output))]
     sources = find(inputs)
-    single = len(inputs) == 1 and Path(inputs[0]).is_file()
+    single = len(inputs) == 1 and sources == [Path(inputs[0])]
     if output == STREAM:
         if not single:
             raise ConfigError("standard output (-) takes exactly one input")
         return [Job(sources[0], None)]
-    if single and output is not None and not output.endswith("/") and not Path(output).is_dir():
-        return [Job(sources[0], Path(output))]
+    if output is not None and not output.endswith("/") and not Path(output).is_dir():
+        if single:
+            return [Job(sources[0], Path(output))]
+        if Path(output).exists() or Path(output).suffix.lower() in IMAGE_SUFFIXES | {SUFFIX}:
+            raise ConfigError(f"{output} is one file, for several results: name a folder, for example -o results/")
+    if output is None and (open_file := next((s for s in sources if descriptor(s) is not None), None)) is not None:
+        raise ConfigError(f"{open_file} is no name for a result: give one, -o FILE, or - for standard output")
     roots = [Path(name) for name in inputs if Path(name).is_dir()]
     targets = []
     for source in sources:
@@ -105,27 +121,57 @@ def plan_jobs(
     return [Job(source, target) for target, source in jobs.items()]
 
 
-def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], overwrite: bool) -> int:
-    """Do all jobs; a file that fails is named and the others continue. Returns the exit code."""
+def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace) -> int:
+    """Do all jobs; a file that fails is named and the others continue.
+
+    Args:
+        jobs: What to do.
+        one: Does a job, and tells the result in words.
+        args: The options of :func:`add_files`.
+
+    Returns:
+        The exit code: 0 if every result is there, 2 if one could not be made. A result that was there before
+        is success with ``--skip-existing``, and else is not, for it may be of other options.
+    """
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     failed = 0
+    kept: list[Path] = []
     for job in track(jobs, console=console, transient=True, disable=len(jobs) == 1 or not console.is_terminal):
         source, target = job.source or "standard input", job.target or "standard output"
         try:
-            if job.target is not None and job.target.exists() and not overwrite:
-                raise ConfigError(f"{target} exists and is kept: give --overwrite to replace it")
+            if job.target is not None and not args.overwrite and job.target.exists() and not is_stream(job.target):
+                kept.append(job.target)
+                continue
             said = one(job)
-        except (GicError, OSError) as error:
+        except (GicError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
-            print(f"gic: {source}: {error}", file=sys.stderr)
+            if isinstance(error, GicError):
+                problem = str(error)
+            elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                problem = in_words(error)
+            elif out_of_memory(error):
+                problem = "the memory does not suffice for this picture"
+            else:
+                raise
+            print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
         else:
-            print(f"{source} -> {target}: {said}", file=sys.stderr)
-    if failed and len(jobs) > 1:
-        print(f"gic: {failed} of {len(jobs)} files failed", file=sys.stderr)
-    return 2 if failed else 0
+            print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
+    if len(jobs) == 1 and kept:
+        how = "passed over" if args.skip_existing else "give --overwrite to replace it"
+        print(f"gic: {kept[0]} exists and is kept: {how}", file=sys.stderr)
+    elif len(jobs) > 1 and (failed or kept):
+        counts = [f"{len(jobs) - failed - len(kept)} written"]
+        if kept:
+            were = "exists and was kept" if len(kept) == 1 else "exist and were kept"
+            how = "" if args.skip_existing else " (--overwrite replaces them, --skip-existing is content with them)"
+            counts.append(f"{len(kept)} {were}{how}")
+        if failed:
+            counts.append(f"{failed} of {len(jobs)} files failed")
+        print(f"gic: {', '.join(counts)}", file=sys.stderr)
+    return 2 if failed or (kept and not args.skip_existing) else 0
 
 
 def load_codec(args: Namespace) -> ImageCodec:
@@ -136,23 +182,35 @@ def load_codec(args: Namespace) -> ImageCodec:
 
 
 def read(path: Path | None) -> bytes:
-    """Bytes of a file, or of standard input for None.
+    """Bytes of a file, or of standard input for None; at most :data:`MAX_BYTES`.
 
     Raises:
-        DataError: If it cannot be read.
+        DataError: If it cannot be read, or is larger.
     """
-    if path is None:
-        return sys.stdin.buffer.read()
+    name = "standard input" if path is None else str(path)
+    if path is None and sys.stdin is None:
+        raise DataError("standard input is closed")
+    data = bytearray()
     try:
-        return path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path is None else path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size if path is not None else 0
+            while size <= MAX_BYTES and (block := file.read(_BLOCK)):
+                data += block
+                size = max(size, len(data))
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(f"{name} cannot be read: {error.strerror}") from error
+    if size > MAX_BYTES:
+        raise DataError(f"{name} has more than {MAX_BYTES >> 20} MiB, which no picture has that gic codes")
+    return bytes(data)
 
 
 def write(path: Path | None, data: bytes) -> None:
     """Write a file whole, or to standard output for None."""
-    if path is None:
+    if path is not None:
+        write_bytes(path, data)
+        return
+    if sys.stdout is None:
+        raise DataError("standard output is closed")
+    with naming("standard output"):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    else:
-        write_bytes(path, data)

@@ -6,7 +6,8 @@ from argparse import ArgumentParser, Namespace
 
 from rich.console import Console
 
-from gic.data.shards import left_out, summary, write_shards
+from gic.data.shards import left_out, summary, too_small, write_shards
+from gic.errors import ConfigError, one_line
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -34,7 +35,13 @@ def add_options(parser: ArgumentParser) -> None:
     add("--image-format", choices=("jpg", "png", "webp"), default="jpg", help="jpg (4:4:4), or lossless png or webp")
     add("--quality", type=int, default=95, metavar="1..100", help="JPEG quality (default 95)")
     add("--max-side", type=int, metavar="PIXELS", help="scale pictures down to at most this longer side")
-    add("--min-side", type=int, default=0, metavar="PIXELS", help="leave out pictures whose shorter side is less")
+    add(
+        "--min-side",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="leave out pictures whose shorter side is less; training needs its crop, 256",
+    )
     add("--shuffle-seed", type=int, default=0, metavar="SEED", help="of the order of the pictures (default 0)")
     add("--sorted", action="store_true", help="keep the pictures sorted by path")
     add("--workers", type=int, default=4, metavar="N", help="threads that decode and encode (default 4)")
@@ -43,6 +50,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run ``gic shards``; returns the exit code."""
+    if not args.output:
+        raise ConfigError("the output has an empty name: name a folder")
+    if args.output.endswith(".tar"):
+        raise ConfigError(f"{args.output} would be a folder: name one for the shards, and --prefix for their names")
     report = write_shards(
         args.inputs,
         args.output,
@@ -58,6 +69,6 @@ def run(args: Namespace) -> int:
     )
     console = Console()
     console.print(summary(report))
-    for line in left_out(report):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for line in filter(None, [*left_out(report), too_small(report)]):
+        console.print(one_line(line), soft_wrap=True, markup=False, highlight=False)
     return 0

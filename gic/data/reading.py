@@ -1,7 +1,11 @@
 """Reading the images of WebDataset shards, whole or in parts, from disk or over the network.
 
-WebDataset reads the tar files; no member is ever unpickled. Damage is returned as an item, not raised, so that
-the caller can count it.
+No member but pictures is read, and none is ever unpickled. Damage is returned as an item, not raised, so that the
+caller can count it.
+
+A picture's key is its name without its ending: ``IMG_2023.05.01.jpg`` has the key ``IMG_2023.05.01``. Members next to
+each other that share a name up to its first dot may be one sample of WebDataset, with a picture (``a.jpg``) and others
+that belong to it (``a.seg.png``): then only the plain one is used, and a warning says so.
 """
 
 from __future__ import annotations
@@ -10,23 +14,41 @@ import glob
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby
+from lzma import LZMAError
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import braceexpand
 from webdataset import tariterators
 
 from gic.data.plan import Part
-from gic.data.remote import Remote, RemoteFile, cached
+from gic.data.remote import Remote, RemoteFile, cached, reason
 from gic.errors import DataError
-from gic.files import is_url
+from gic.files import is_url, printable
 from gic.pictures.find import IMAGE_SUFFIXES, find_images
 
 _GROUP = 64  # files that replace one shard
 _SUFFIXES = frozenset(suffix.lstrip(".") for suffix in IMAGE_SUFFIXES)
 _SKIPPED_BY_WEBDATASET = re.compile(r"__[^/]*__($|/)")
+_HELD = 8  # pictures that wait until it is known whether they belong to another
+_MAX_NAME = 1 << 20  # bytes of a header that holds a long name
+_MOST_ENDS = 16  # reads at the end of a stream
+_NAME_HEADERS = frozenset(
+    {
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    }
+)
+MAX_PICTURE_BYTES = 1 << 29
+"""Largest picture in a shard or folder that is read for training, as a file: 512 MiB; larger ones are counted."""
 
 
 def expand_shards(spec: str | Sequence[str]) -> list[str]:
@@ -77,7 +99,8 @@ def expand_shards(spec: str | Sequence[str]) -> list[str]:
                 wrong.append(f"{shard} (empty)")
     if wrong:
         names = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        raise DataError(f"{len(wrong)} of {len(shards)} shards are missing or empty: {names}; check the path")
+        which = f"{len(wrong)} of {len(shards)} shards are" if len(shards) > 1 else "the shard is"
+        raise DataError(f"{which} missing or empty: {names}; check the path")
     return shards
 
 
@@ -154,10 +177,15 @@ def _read_files(files: Files, part: Part) -> Iterator[RawImage]:
     for index in range(round(part.start * count), round(part.stop * count)):
         if index % part.parts == part.part:
             path = files.paths[index]
+            name = printable(path)
             try:
-                yield RawImage(str(path), str(path), path.read_bytes())
+                size = path.stat().st_size
+                if size > MAX_PICTURE_BYTES:
+                    yield RawImage(name, f"{name}: {too_large(size)}", None, "too_large")
+                else:
+                    yield RawImage(name, name, path.read_bytes())
             except OSError as error:
-                yield RawImage(str(path), f"{path}: {one_line(error)}", None, "unreadable_file")
+                yield RawImage(name, f"{name}: {reason(error)}", None, "unreadable_file")
 
 
 def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = PATIENT) -> Iterator[RawImage]:
@@ -176,11 +204,6 @@ def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = P
         return
     url = source
     problems: list[str] = []
-
-    def note(error: Exception) -> bool:
-        problems.append(one_line(error))
-        return True  # go on
-
     samples = 0
     kept: Path | None = None
     try:
@@ -190,14 +213,12 @@ def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = P
             if opened is None:
                 return
             stream, first = opened
-            files = tariterators.tar_file_expander([{"url": url, "stream": stream}], handler=note)
-            grouped = tariterators.group_by_keys(files, suffixes=_SUFFIXES, handler=note)
-            for index, sample in enumerate(grouped, first):
+            for index, sample in enumerate(_samples(_members(stream, problems.append)), first):
                 samples += 1
                 if index % part.parts == part.part:
-                    yield _pick_image(url, sample)
+                    yield _raw_image(url, sample)
     except (OSError, ValueError) as error:
-        note(error)
+        problems.append(reason(error))
     if problems and kept is not None:
         kept.unlink(missing_ok=True)
     if problems:
@@ -206,13 +227,160 @@ def read_shard(source: str | Files, part: Part = WHOLE_SHARD, remote: Remote = P
         yield RawImage(url, f"{url}: there is no sample in it", None, "unreadable_shard")
 
 
-def _pick_image(url: str, sample: dict[str, Any]) -> RawImage:
-    """Take the first image out of a sample as WebDataset groups it."""
-    key = str(sample["__key__"])
-    for suffix, data in sample.items():
-        if suffix in _SUFFIXES:
-            return RawImage(key, f"{key}.{suffix} in {url}", data)
-    return RawImage(key, f"{key} in {url}: there is no image in the sample", None, "no_image")
+class _Member(NamedTuple):
+    """A file in a shard.
+
+    Attributes:
+        name: Its name.
+        offset: Where it begins in the tar file, in bytes.
+        size: Its size in bytes.
+        data: Its content, where that was read.
+    """
+
+    name: str
+    offset: int
+    size: int
+    data: bytes | None = None
+
+    @property
+    def base(self) -> str | None:
+        """What members of one sample share: the name up to its first dot; None if it has none or begins with it."""
+        base, _ = tariterators.base_plus_ext(self.name)
+        return cast("str | None", base)
+
+    @property
+    def key(self) -> str:
+        """The name without its ending."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the ending is a picture's."""
+        return self.name.rpartition(".")[2].lower() in _SUFFIXES
+
+
+class _Sample(NamedTuple):
+    """A picture of a shard, or members without one.
+
+    Attributes:
+        member: The picture, or one of the members.
+        begin: Where the members begin that share a name up to its first dot, in bytes; None after the first picture
+            of these.
+    """
+
+    member: _Member
+    begin: int | None
+
+
+class _CheckedInfo(tarfile.TarInfo):
+    """Headers of members. tarfile takes a damaged one for the end, and reads a long name of any length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _CheckedInfo:
+        """Read one header."""
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"a header is damaged: {error}") from error
+        if info.size < 0 or (info.type in _NAME_HEADERS and info.size > _MAX_NAME):
+            raise tarfile.ReadError(f"a header is damaged: it states a size of {info.size} bytes")
+        return info
+
+
+class _Ending:
+    """A stream that does not end over and over: tarfile would skip a member of a stated exabyte block by block."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._ends = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._ends += not data
+        if self._ends > _MOST_ENDS:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
+
+
+def _is_read(info: tarfile.TarInfo) -> bool:
+    """Whether a member of a tar file can belong to a sample."""
+    return info.isreg() and not _SKIPPED_BY_WEBDATASET.match(info.name)
+
+
+def _members(stream: BinaryIO, note: Callable[[str], None]) -> Iterator[_Member]:
+    """Read the members of a tar file, those that are pictures with their content; damage is noted and ends it."""
+    ending = cast(BinaryIO, _Ending(stream))
+    try:
+        with tarfile.open(fileobj=ending, mode="r|*", tarinfo=_CheckedInfo) as tar:
+            for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
+                member = _Member(info.name, info.offset, info.size)
+                if _is_read(info) and member.base is not None:
+                    content = tar.extractfile(info) if member.is_picture and info.size <= MAX_PICTURE_BYTES else None
+                    yield member if content is None else member._replace(data=content.read())
+    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error, LZMAError) as error:
+        note(reason(error))
+
+
+def _samples(members: Iterable[_Member]) -> Iterator[_Sample]:
+    """Take the pictures out of members; members next to each other that share a base and hold none are one sample."""
+    for _, run in groupby(members, lambda member: member.base):
+        first = next(run)
+        begin: int | None = first.offset
+        held: list[_Member] = []
+        found = False
+        for member in chain([first], run):
+            if not member.is_picture:
+                continue
+            found = True
+            for companion in [picture for picture in held if picture.key.startswith(f"{member.key}.")]:
+                held.remove(companion)
+                _tell_companion(companion, member)
+            owner = next((picture for picture in held if f"{member.key}.".startswith(f"{picture.key}.")), None)
+            if owner is not None:
+                _tell_companion(member, owner)
+                continue
+            held.append(member)
+            if len(held) > _HELD:
+                yield _Sample(held.pop(0), begin)
+                begin = None
+        for picture in held:
+            yield _Sample(picture, begin)
+            begin = None
+        if not found:
+            yield _Sample(first, begin)
+
+
+def _tell_companion(companion: _Member, owner: _Member) -> None:
+    """Warn, once for each such ending, of a picture that is passed over."""
+    warnings.warn(
+        f"shards hold pictures named KEY{companion.name[len(owner.key) :]} beside KEY{owner.name[len(owner.key) :]}, "
+        "which are passed over as parts of one sample of WebDataset: rename them if they are pictures of their own",
+        stacklevel=2,
+    )
+
+
+def _raw_image(url: str, sample: _Sample) -> RawImage:
+    """A picture of a shard, or why there is none."""
+    member = sample.member._replace(name=printable(sample.member.name))
+    if not member.is_picture:
+        return RawImage(
+            cast(str, member.base),
+            f"{member.name} in {url}: there is no image in the sample (no member with an ending such as .jpg or .png)",
+            None,
+            "no_image",
+        )
+    name = f"{member.name} in {url}"
+    if member.data is None:
+        return RawImage(member.key, f"{name}: {too_large(member.size)}", None, "too_large")
+    return RawImage(member.key, name, member.data)
+
+
+def too_large(size: int) -> str:
+    """Why a picture's file of ``size`` bytes is not read."""
+    return f"its file of {size / 2**20:.0f} MiB exceeds the {MAX_PICTURE_BYTES >> 20} MiB that are read"
 
 
 @contextmanager
@@ -252,26 +420,29 @@ def _open_shard(url: str, start: float, stop: float, remote: Remote) -> Iterator
 def _find_sample(file: BinaryIO, fraction: float) -> tuple[int, int] | None:
     """Find the first sample that begins at or after a fraction of a tar file's bytes.
 
-    Reads the headers before it and no data. Counts samples the way WebDataset does: members next to each
-    other that share a name up to its first dot.
+    Reads the headers before it and no data. Counts samples as :func:`_samples` does, and finds only those that are the
+    first with their name up to its first dot.
 
     Returns:
         Byte offset and index of the sample; None if there is none, or the file is compressed or damaged.
     """
     size = os.fstat(file.fileno()).st_size
-    current, samples = None, 0
+
+    def members(tar: tarfile.TarFile) -> Iterator[_Member]:
+        last = -1
+        while (info := tar.next()) is not None and info.offset > last:  # damaged sizes can lead back
+            tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
+            last = info.offset
+            member = _Member(info.name, info.offset, info.size)
+            if _is_read(info) and member.base is not None:
+                yield member
+
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps every member
-                key, _ = tariterators.base_plus_ext(member.name)
-                if not member.isreg() or key is None or _SKIPPED_BY_WEBDATASET.match(member.name):
-                    continue
-                if key != current:
-                    if member.offset >= fraction * size:
-                        return member.offset, samples
-                    current, samples = key, samples + 1
-    except tarfile.TarError:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_CheckedInfo) as tar:
+            for index, sample in enumerate(_samples(members(tar))):
+                if sample.begin is not None and sample.begin >= fraction * size:
+                    return sample.begin, index
+    except (tarfile.TarError, OSError, ValueError):
         pass
     return None
 
@@ -287,9 +458,3 @@ class _Head:
         data = self._file.read(min(size, self._left))
         self._left -= len(data)
         return data
-
-
-def one_line(error: Exception) -> str:
-    """Text of an exception without what WebDataset appends to it."""
-    text = str(error.args[0]) if error.args and isinstance(error.args[0], str) else str(error)
-    return " ".join(text.split(" @ <")[0].split()) or type(error).__name__

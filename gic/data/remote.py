@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import fsspec
 
-from gic.errors import ConfigError
+from gic.errors import ConfigError, one_line
 
 _BLOCK = 1 << 20  # bytes read at a time
 _LONGEST_PAUSE = 60.0  # seconds between two attempts
@@ -74,6 +74,13 @@ class _Opened(NamedTuple):
 
 class _PermanentError(OSError):
     """An error for which a retry does not help."""
+
+
+def reason(error: Exception) -> str:
+    """What an exception says, on one line, without the number and the name of a file."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or str(error)
+    return one_line(str(error)) or type(error).__name__
 
 
 class RemoteFile:
@@ -136,7 +143,7 @@ class RemoteFile:
     def _pause(self, error: Exception) -> None:
         """Wait before the next attempt, or raise."""
         of = "" if self._length is None else f" of {self._length}"
-        what = f"{' '.join(str(error).split()) or type(error).__name__} after {self._position}{of} bytes"
+        what = f"{reason(error)} after {self._position}{of} bytes"
         if isinstance(error, _PermanentError) or self._failures == self.remote.retries:
             tried = f"; tried {self._failures + 1} times" if self._failures else ""
             self._given_up = OSError(f"{what}{tried}")
@@ -163,13 +170,23 @@ def cached(url: str, remote: Remote) -> Path:
     path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:40]}.tar"
     if path.is_file():
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in folder.glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - part.stat().st_mtime > _ABANDONED:
-                part.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - part.stat().st_mtime > _ABANDONED:
+                    part.unlink()
+        return _fetched(url, remote, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(f"the cache {folder} cannot be written: {error.strerror}") from error
+
+
+def _fetched(url: str, remote: Remote, path: Path) -> Path:
+    """Fetch a shard; it gets its name when it is complete."""
     stream = RemoteFile(url, remote)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as file:
         try:
             while data := stream.read(_BLOCK):
                 file.write(data)
@@ -215,7 +232,7 @@ def _open_http(url: str, position: int, timeout: float) -> _Opened:
         kind = OSError if error.code in _WORTH_ANOTHER_TRY else _PermanentError
         raise kind(f"HTTP status {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from error
+        raise OSError(reason(error.reason) if isinstance(error.reason, Exception) else error.reason) from error
     length = response.headers.get("Content-Length")
     partial = response.status == 206  # a server may also send the whole file again
     begin = position if partial else 0

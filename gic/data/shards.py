@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import tarfile
 import tempfile
 from collections import Counter, deque
@@ -30,11 +31,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gic.errors import ConfigError, DataError, ImageError
+from gic.errors import ConfigError, DataError, ImageError, counted
+from gic.files import naming, printable, replacing
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
 
 ImageFormat = Literal["jpg", "png", "webp"]
+_STAGING = ".unfinished-"  # begin of the names of folders in which shards are written
+
+TRAINING_CROP = 256
+"""Side of the crops of training if the config says nothing else (``data.crop_size``), in pixels."""
 
 
 class Sample(NamedTuple):
@@ -63,6 +69,7 @@ class ShardReport:
         shards: The shards, in order.
         notes: Count of each kind of change to pictures, for example "CMYK converted ...".
         skipped: Sources that were left out, with the reason.
+        small: How many of those written have a shorter side below :data:`TRAINING_CROP`.
     """
 
     written: int = 0
@@ -70,6 +77,7 @@ class ShardReport:
     shards: tuple[Path, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
     skipped: tuple[tuple[Path, str], ...] = ()
+    small: int = 0
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> None:
@@ -81,7 +89,8 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> None:
     """
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            about = json.dumps(sample.about, ensure_ascii=False, sort_keys=True).encode()
+            text = json.dumps(sample.about, ensure_ascii=False, sort_keys=True)
+            about = text.encode(errors="backslashreplace")  # a name that is no UTF-8: JSON's own escape
             for extension, data in ((sample.extension, sample.image), ("json", about)):
                 member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time 0, owner 0
                 member.size = len(data)
@@ -99,7 +108,7 @@ def staging(output: Path) -> Iterator[Path]:
         An empty folder on the same file system.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=output) as folder:
+    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=output) as folder:
         yield Path(folder)
 
 
@@ -180,10 +189,10 @@ def write_shards(
 
     notes: Counter[str] = Counter()
     skipped: list[tuple[Path, str]] = []
-    written = copied = 0
+    written = copied = small = 0
 
     def samples() -> Iterator[Sample]:
-        nonlocal written, copied
+        nonlocal written, copied, small
         with progress_bar(progress) as bar:
             for result in bar.track(_in_order(prepare, files, workers), total=len(files), description=prefix):
                 if isinstance(result, _Skipped):
@@ -193,8 +202,9 @@ def write_shards(
                 notes.update(result.notes)
                 written += 1
                 copied += result.copied
+                small += result.shorter_side < TRAINING_CROP
 
-    with staging(output) as folder:
+    with naming(output, output / _STAGING), staging(output) as folder:
         new: list[Path] = []
         stream = samples()
         while (first := next(stream, None)) is not None:
@@ -202,12 +212,14 @@ def write_shards(
             write_tar(new[-1], chain([first], islice(stream, samples_per_shard - 1)))
         if not new:
             file, reason = skipped[0]
+            if len(files) == 1:
+                raise DataError(f"{file} {reason}")
             raise DataError(f"none of the {len(files)} images can be used; the first, {file}: {reason}")
         old = _existing_shards(output, prefix, overwrite)
-        shards = [path.replace(output / path.name) for path in new]
+        shards = [_place(path, output / path.name) for path in new]
     for stale in set(old) - set(shards):
         stale.unlink()
-    return ShardReport(written, copied, tuple(shards), dict(notes.most_common()), tuple(skipped))
+    return ShardReport(written, copied, tuple(shards), dict(notes.most_common()), tuple(skipped), small)
 
 
 def summary(report: ShardReport) -> Table:
@@ -219,7 +231,9 @@ def summary(report: ShardReport) -> Table:
     Returns:
         A table of counts, ready for rich to print.
     """
-    table = Table("pictures", "what", title=f"{len(report.shards)} shards in {report.shards[0].parent}")
+    table = Table(
+        "pictures", "what", title=f"{counted(len(report.shards), 'shard')} in {printable(report.shards[0].parent)}"
+    )
     table.columns[0].justify = "right"
     table.add_row(str(report.written), "written")
     table.add_row(str(report.copied), "of these copied unchanged")
@@ -240,21 +254,37 @@ def left_out(report: ShardReport, names: int = 20) -> list[str]:
     Returns:
         Lines for the terminal; none if nothing was left out.
     """
-    lines = [f"left out: {file}: {reason}" for file, reason in report.skipped[:names]]
+    lines = [f"left out: {printable(file)}: {reason}" for file, reason in report.skipped[:names]]
     if len(report.skipped) > names:
         lines.append(f"left out: {len(report.skipped) - names} more")
     return lines
 
 
+def too_small(report: ShardReport) -> str:
+    """Warn of pictures that training passes over; empty if there are none.
+
+    Args:
+        report: What :func:`write_shards` returned.
+    """
+    if not report.small:
+        return ""
+    return (
+        f"{report.small} of {counted(report.written, 'picture')} have a shorter side below {TRAINING_CROP} pixels, the "
+        "crop of training (data.crop_size): training passes them over, and stops if they are more than "
+        f"data.max_bad_fraction; --min-side {TRAINING_CROP} leaves them out"
+    )
+
+
 def progress_bar(shown: bool) -> Progress:
-    """Make a progress bar for pictures, on the error stream; silent if it is not to be shown."""
+    """Make a progress bar for pictures, on the error stream if that is a terminal; silent if it is not to be shown."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
+        console=console,
+        disable=not (shown and console.is_terminal),
     )
 
 
@@ -265,6 +295,7 @@ class _Prepared(NamedTuple):
     about: dict[str, object]
     notes: tuple[str, ...]
     copied: bool
+    shorter_side: int
 
 
 class _Skipped(NamedTuple):
@@ -305,7 +336,7 @@ def _prepare(
         "height": image.height,
         "notes": notes,
     }
-    return _Prepared(data, about, tuple(notes), copied)
+    return _Prepared(data, about, tuple(notes), copied, min(image.size))
 
 
 def _in_order(
@@ -329,15 +360,27 @@ def _short_names(files: Sequence[Path]) -> dict[Path, str]:
     return {file: file.absolute().relative_to(common).as_posix() for file in files}
 
 
+def _place(shard: Path, target: Path) -> Path:
+    """Move a finished shard to its name, through a link if that is one."""
+    if target.is_symlink():
+        with replacing(target) as temporary:
+            shutil.copyfile(shard, temporary)
+    else:
+        shard.replace(target)
+    return target
+
+
 def _existing_shards(output: Path, prefix: str, overwrite: bool) -> list[Path]:
     """Shards of this prefix in a folder, refused unless they may be overwritten."""
     shard_name = re.compile(re.escape(prefix) + r"-\d{6}\.tar")
     old = sorted(path for path in output.glob("*.tar") if shard_name.fullmatch(path.name))
     if old and not overwrite:
         raise DataError(
-            f"{output} already has {len(old)} shards {prefix}-*.tar: "
-            "choose another folder or prefix, or allow overwriting them"
+            f"{output} already has {counted(len(old), 'shard')} {prefix}-*.tar: "
+            "choose another folder or prefix, or give --overwrite (overwrite=True) to replace them"
         )
+    if odd := [path for path in old if path.exists() and not path.is_file()]:
+        raise DataError(f"{odd[0]} is in the way and no file: choose another folder or prefix")
     return old
 
 

@@ -21,9 +21,10 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from gic.data.plan import random_stream, resume_position, shard_plan
-from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, one_line, read_shard
-from gic.data.remote import Remote
-from gic.errors import ConfigError, DataError, ImageError
+from gic.data.reading import PATIENT, WHOLE_SHARD, Files, RawImage, expand_shards, names_shards, read_shard
+from gic.data.remote import Remote, reason
+from gic.errors import ConfigError, DataError, ImageError, counted
+from gic.files import printable
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
 from gic.pictures.tensors import to_tensor
@@ -45,7 +46,7 @@ class TrainBatch(TypedDict):
         key: Names of the B samples in their shards.
         position: Number of the batch in this rank's epoch, from 0.
         skipped: Samples and shards skipped since the worker's last batch, by reason: ``undecodable``,
-            ``too_small``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
+            ``too_small``, ``too_large``, ``no_image``, ``unreadable_file``, ``damaged_shard`` and ``unreadable_shard``.
     """
 
     image: torch.Tensor
@@ -71,8 +72,10 @@ class EvalItem(TypedDict, total=False):
 class _Tally:
     """Counts good and bad samples of one worker, and raises when there are too many bad ones."""
 
-    def __init__(self, max_bad_fraction: float) -> None:
+    def __init__(self, max_bad_fraction: float, crop_size: int) -> None:
         self.max_bad_fraction = max_bad_fraction
+        self.crop_size = crop_size
+        self._small = 0
         self.unreported: Counter[str] = Counter()
         self._good = self._bad = 0
         self._shards = self._bad_shards = 0
@@ -90,6 +93,7 @@ class _Tally:
             self._shard_example = example
         else:
             self._bad += 1
+            self._small += problem == "too_small"
             self._example = example
 
     def shard_read(self, shards: int, *, sample_seen: bool) -> None:
@@ -99,14 +103,14 @@ class _Tally:
             self._barren = 0
         if self._barren >= min(shards, _BARREN_SHARDS):
             raise DataError(
-                f"no training sample could be read from {self._barren} shards in a row; "
+                f"no training sample could be read from {counted(self._barren, 'shard')} in a row; "
                 f"for example {self._shard_example}"
             )
         too_many = self._bad_shards > self.max_bad_fraction * self._shards
         if self._shards >= _SHARDS_JUDGED_AFTER and too_many:
             raise DataError(
-                f"{self._bad_shards} of {self._shards} training shards could not be read, more than "
-                f"max_bad_fraction = {self.max_bad_fraction:g} allows; for example {self._shard_example}"
+                f"{self._bad_shards} of {self._shards} training shards could not be read, more than {self._allowed()} "
+                f"allows; for example {self._shard_example}"
             )
 
     def judge(self, *, end_of_pass: bool = False) -> None:
@@ -118,10 +122,23 @@ class _Tally:
         if not end_of_pass:  # bad samples may be early by chance: allow three standard deviations
             allowed += 3 * allowed**0.5
         if self._bad > allowed or self._good == 0:
+            which = "" if self._good else ", which is all of them"
             raise DataError(
-                f"{self._bad} of {total} training samples cannot be used, more than max_bad_fraction = "
-                f"{self.max_bad_fraction:g} allows; for example {self._example}"
+                f"{self._bad} of {total} training samples cannot be used, more than {self._allowed()} allows{which}; "
+                f"for example {self._example}{self._advice()}"
             )
+
+    def _allowed(self) -> str:
+        return f"max_bad_fraction = {self.max_bad_fraction:g}"
+
+    def _advice(self) -> str:
+        """What to do about small pictures."""
+        if not self._small:
+            return ""
+        return (
+            f" ({self._small} too small: gic shards --min-side {self.crop_size} leaves them out, and a larger "
+            "data.max_bad_fraction or a smaller data.crop_size accepts them)"
+        )
 
     def take(self) -> dict[str, int]:
         """Counts by reason since the last call."""
@@ -233,7 +250,7 @@ class TrainStream(IterableDataset[Any]):
         """Yield this worker's share of the epoch's batches."""
         worker, to_skip = resume_position(worker, workers, self.batches_done)
         slot = self.rank * workers + worker
-        tally = _Tally(self.max_bad_fraction)
+        tally = _Tally(self.max_bad_fraction, self.crop_size)
         crops: list[torch.Tensor] = []
         keys: list[str] = []
         position = worker  # of the batch that is being filled
@@ -303,7 +320,7 @@ class TrainStream(IterableDataset[Any]):
             try:
                 image = load_rgb(raw.data, name=raw.name).image
             except ImageError as error:
-                tally.skip("undecodable", one_line(error))
+                tally.skip("undecodable", reason(error))
                 return None
             size = 3 * image.width * image.height
             if size <= self._room:
@@ -384,7 +401,7 @@ class EvalImages(IterableDataset[EvalItem]):
     def _read(self) -> Iterator[RawImage]:
         for source in self.sources:
             if isinstance(source, Path):
-                yield RawImage(str(source), str(source), source)
+                yield RawImage(printable(source), printable(source), source)
             else:
                 yield from read_shard(source, WHOLE_SHARD, self.remote)
 
@@ -395,7 +412,7 @@ def _load_item(raw: RawImage) -> EvalItem:
     try:
         return {"image": to_tensor(load_rgb(raw.data, name=raw.name).image), "key": raw.key}
     except ImageError as error:
-        return {"image": None, "key": raw.key, "error": one_line(error)}
+        return {"image": None, "key": raw.key, "error": reason(error)}
 
 
 def outlast_signals(worker: int) -> None:

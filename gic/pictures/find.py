@@ -26,7 +26,8 @@ def find_files(paths: Sequence[str | Path], suffixes: Collection[str], what: str
     """List the files of a kind that files, folders and patterns stand for.
 
     Folders are searched to any depth for files with one of the endings (upper or lower case); names that begin with a
-    dot are passed over and linked folders are not followed. A file given by its own name is taken whatever its ending.
+    dot are passed over, linked folders are not followed, and pipes and devices are passed over. A file or pipe given by
+    its own name is taken whatever its ending.
 
     Args:
         paths: Files, folders, or patterns such as ``"photos/**/*.png"``.
@@ -37,30 +38,38 @@ def find_files(paths: Sequence[str | Path], suffixes: Collection[str], what: str
         The files, sorted by path, each once.
 
     Raises:
-        DataError: If a path does not exist, a folder holds none, or a pattern matches none.
+        DataError: If a path does not exist, a folder holds none or cannot be read, or a pattern matches none.
     """
 
     def fits(path: Path) -> bool:
-        return path.suffix.lower() in suffixes and not path.name.startswith(".")
+        wanted = path.suffix.lower() in suffixes and not path.name.startswith(".")
+        return wanted and (path.is_file() or not path.exists())  # no pipe, which would be waited for
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"the folder {error.filename} cannot be read ({error.strerror}): name others, without it")
 
     def inside(folder: Path) -> list[Path]:
         files = []
-        for root, folders, names in os.walk(folder):
+        for root, folders, names in os.walk(folder, onerror=refuse):
             folders[:] = [name for name in folders if not name.startswith(".")]
             files += [path for path in (Path(root, name) for name in names) if fits(path)]
         return files
 
     found: dict[Path, Path] = {}
+    if "" in paths:
+        raise DataError("a name is empty: give a file or folder (. is this one)")
     for path in map(Path, paths):
-        if path.is_file():
-            files = [path]
-        elif path.is_dir():
+        if path.is_dir():
             files = inside(path)
             if not files:
                 raise DataError(f"there is no {what} in the folder {path}")
+        elif path.exists():  # a file, or a pipe
+            files = [path]
         elif any(c in str(path) for c in "*?["):
             base = Path(path.anchor)
             files = []
+            if any("**" in part and part != "**" for part in path.parts):  # read in two ways by versions of Python
+                raise DataError(f"{path} is no pattern: ** stands alone between slashes, as in **/*.png")
             for match in base.glob(str(path.relative_to(base))):
                 files += inside(match) if match.is_dir() else [match] * fits(match)
             if not files:

@@ -210,7 +210,7 @@ def test_one_kodak_image(codec: Baseline, published: str, q: str, shared: Path) 
 
 
 needs_compressai = pytest.mark.skipif(
-    find_spec("compressai") is None, reason="CompressAI is not installed: pip install 'gic[baselines]'"
+    find_spec("compressai") is None, reason="CompressAI is not installed: pip install -e '.[baselines]'"
 )
 
 
@@ -278,7 +278,7 @@ def test_zoo_without_compressai_says_which_extra_to_install(old: bool, monkeypat
     codec = CompressAIZoo("mbt2018-mean", [1, 8])
     reason = codec.unavailable()
     assert reason is not None
-    assert "gic[baselines]" in reason and "\n" not in reason
+    assert "[baselines]" in reason and "\n" not in reason
     assert old == ("numpy below 2" not in reason)
     assert codec.settings == ["quality=1", "quality=8"]
 

@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,20 @@ def test_a_target_out_of_reach_is_refused_with_what_can_be_reached(target, codec
         codec.compress(picture(100, 80), **target)
 
 
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize(("bpp", "quality"), [(1e-4, 0), (20.0, 100)])
+def test_a_target_out_of_reach_may_be_the_end_of_the_range_instead(bpp, quality, quantizer, codec) -> None:
+    pixels = picture(100, 80)
+    data = codec.compress(pixels, bpp=bpp, strict_rate=False, quantizer=quantizer)
+    assert data == codec.compress(pixels, quality=quality, quantizer=quantizer)
+    encoding = codec.encoding(pixels, quantizer=quantizer)
+    assert f"{len(data)} bytes" in encoding.shortfall(data, bpp)
+    reached = len(data) * 8 / 8000
+    assert encoding.shortfall(data, reached) == encoding.shortfall(data, None) == ""
+    with pytest.raises(ConfigError):  # this is never exceeded
+        codec.compress(pixels, max_bytes=20, strict_rate=False)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -242,6 +257,53 @@ def test_settings_of_the_decoder_without_sense_are_refused(settings, codec) -> N
     data = codec.compress(picture(20, 20))
     with pytest.raises(ConfigError):
         codec.decompress(data, **settings)
+
+
+def test_a_file_may_be_given_as_bytes_a_path_or_an_open_file(codec, tmp_path: Path) -> None:
+    data = codec.compress(picture(20, 20), q=2.0)
+    path = tmp_path / "a.gic"
+    path.write_bytes(data)
+    expected = codec.decompress_tensor(data)
+    for given in (bytearray(data), memoryview(data), path, str(path), io.BytesIO(data), path.open("rb")):
+        assert torch.equal(codec.decompress_tensor(given), expected)
+    for given in (path, str(path), path.open("rb")):
+        assert codec.decompress(given).size == (20, 20) and codec.open(path).width == 20
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "closed", "text file", "number", "none", "name with a zero"])
+def test_what_is_no_file_is_refused_in_one_line(what: str, codec, tmp_path: Path) -> None:
+    (tmp_path / "a.gic").write_bytes(b"")
+    given = {
+        "missing": tmp_path / "missing.gic",
+        "folder": str(tmp_path),
+        "closed": io.BytesIO(b""),
+        "text file": io.StringIO("text"),
+        "number": 3,
+        "none": None,
+        "name with a zero": "a\0b",
+    }[what]
+    if what == "closed":
+        given.close()
+    with pytest.raises(FormatError) as caught:
+        codec.decompress(given)
+    text = str(caught.value)
+    assert "\n" not in text and "Errno" not in text
+    assert (str(tmp_path) in text) == (what in ("missing", "folder"))
+
+
+def test_arrays_that_cannot_be_written_are_pictures_and_warn_of_nothing(codec) -> None:
+    pixels = np.array(Image.fromarray(picture(20, 16).permute(1, 2, 0).numpy()))
+    expected = codec.compress(pixels, q=2.0)
+    locked = pixels.copy()
+    locked.flags.writeable = False
+    turned = np.asfortranarray(pixels)
+    turned.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (locked, turned, np.asarray(Image.fromarray(pixels)), np.frombuffer(pixels.tobytes(), np.uint8)):
+            assert codec.compress(given.reshape(pixels.shape), q=2.0) == expected
+        batch = np.broadcast_to(pixels[:1, :1], pixels.shape)
+        assert codec.compress(batch, q=2.0) == codec.compress(batch.copy(), q=2.0)
 
 
 def levels(codec: ImageCodec) -> list[float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +137,118 @@ def test_existing_files_are_kept_unless_told_otherwise(folder: Path, capsys) -> 
     assert "a.png exists" in capsys.readouterr().err
 
 
+def test_a_folder_can_be_continued(folder: Path, capsys) -> None:
+    (folder / "out/deep").mkdir(parents=True)
+    Path("out/b.gic").write_bytes(b"precious")
+    assert run(["compress", "set", "-o", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "1 written, 1 exists and was kept (--overwrite replaces them, --skip-existing" in said and "fail" not in said
+    assert run(["compress", "set", "-o", "out"]) == 2  # the options may be others now
+    assert "0 written, 2 exist and were kept (--overwrite" in capsys.readouterr().err
+    assert run(["compress", "set", "-o", "out", "--skip-existing"]) == 0
+    assert "0 written, 2 exist and were kept\n" in capsys.readouterr().err
+    Path("set/bad.png").write_bytes(b"no picture")
+    Path("set/new.png").write_bytes(Path("a.png").read_bytes())
+    assert run(["compress", "set", "-o", "out", "--skip-existing"]) == 2
+    assert "1 written, 2 exist and were kept, 1 of 4 files failed" in capsys.readouterr().err
+    assert Path("out/b.gic").read_bytes() == b"precious"
+    assert run(["decompress", "out/new.gic", "-o", "a.png", "--skip-existing"]) == 0
+    assert capsys.readouterr().err == "gic: a.png exists and is kept: passed over\n"
+    Path("set/bad.png").unlink()
+    assert run(["compress", "set", "-o", "out", "--overwrite"]) == 0
+    assert unpack(Path("out/b.gic").read_bytes()).width == 40
+    with pytest.raises(SystemExit):
+        run(["compress", "set", "-o", "out", "--overwrite", "--skip-existing"])
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory"), "out of memory"]
+)
+def test_a_picture_that_takes_too_much_memory_does_not_stop_the_others(
+    error, folder: Path, monkeypatch, capsys
+) -> None:
+    from gic.codec.image_codec import ImageCodec
+
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory.") if isinstance(error, str) else error
+    real, small = ImageCodec.encoding, Path("a.png").read_bytes()
+
+    def encoding(self: ImageCodec, image: bytes, **settings: Any):
+        if image != small:
+            raise error
+        return real(self, image, **settings)
+
+    monkeypatch.setattr(ImageCodec, "encoding", encoding)
+    assert run(["compress", "a.png", "set/b.png"]) == 2
+    said = capsys.readouterr().err
+    assert "gic: set/b.png: the memory does not suffice" in said and "1 written, 1 of 2 files failed" in said
+    assert files(folder) == {"a.gic"}
+    error = RuntimeError("a mistake")
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run(["compress", "set/b.png"])
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(folder: Path, monkeypatch, capsys) -> None:
+    real = os.scandir
+
+    def scandir(path: Any):
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert run(["compress", "set", "-o", "out"]) == 2
+    assert "the folder set/deep cannot be read (Permission denied)" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_an_input_without_end_is_refused(folder: Path, monkeypatch, capsys) -> None:
+    from gic.commands import jobs
+
+    monkeypatch.setattr(jobs, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(jobs, "_BLOCK", 1 << 16)
+    os.mkfifo("endless")
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), Path("endless").open("wb") as pipe:
+            while True:
+                pipe.write(bytes(1 << 16))
+
+    Path("large.png").write_bytes(bytes((1 << 20) + 1))
+    for words in (["compress", "endless", "-o", "a.gic"], ["info", "endless"], ["compress", "large.png"]):
+        if "endless" in words:
+            threading.Thread(target=feed, daemon=True).start()
+        assert run(words) == 2
+        assert f"{words[1]} has more than 1 MiB" in capsys.readouterr().err
+    assert not files(folder)
+
+
+def test_names_do_not_command_the_terminal(folder: Path, capsys) -> None:
+    odd = "x\n\x1b[31m\x9b2J.png"
+    Path("set/b.png").rename(Path("set", odd))
+    Path("set", f"bad{odd}").write_bytes(b"no picture")
+    assert run(["compress", "set", "-o", "out"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 4 and "\x1b" not in said and "\x9b" not in said and "x \\x1b[31m" in said
+    assert run(["info", "out", f"no{odd}"]) == 2
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err and len(told.err.splitlines()) == 1
+
+
+def test_a_rate_beyond_the_range_is_its_end_with_a_note(folder: Path, capsys) -> None:
+    for rate, quality in (("20", "100"), ("0.0001", "0")):
+        assert run(["compress", "a.png", "set", "-o", "out", "--bpp", rate, "--overwrite"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3 and all(f"{float(rate):g} bpp cannot be reached: at the" in line for line in lines)
+        assert run(["compress", "a.png", "-o", "end.gic", "--quality", quality, "--overwrite"]) == 0
+        assert Path("out/a.gic").read_bytes() == Path("end.gic").read_bytes()
+        capsys.readouterr()
+    assert run(["compress", "a.png", "set", "-o", "strict", "--bpp", "20", "--strict-rate"]) == 2
+    assert "3 of 3 files failed" in capsys.readouterr().err
+    assert run(["compress", "a.png", "-o", "large.gic", "--max-bytes", "1000000"]) == 0
+    assert Path("large.gic").stat().st_size < 1_000_000 and "cannot" not in capsys.readouterr().err
+    assert run(["compress", "a.png", "-o", "small.gic", "--max-bytes", "40", "--overwrite"]) == 2
+
+
 def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
     Path("set/bad.png").write_bytes(b"no picture")
     assert run(["compress", "set", "-o", "out"]) == 2
@@ -163,7 +278,26 @@ def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
         (["compress", "a.png", "set/b.png", "-o", "-"], "exactly one input"),
         (["compress", "set", "-o", "-"], "exactly one input"),
         (["compress", "a.png", "--q", "100"], "q = 100"),
-        (["compress", "a.png", "--bpp", "900"], "cannot be reached"),
+        (["compress", "a.png", "--bpp", "900", "--strict-rate"], "cannot be reached"),
+        (["compress", "a.png", "--bpp", "1e-5", "--strict-rate"], "cannot be reached"),
+        (["compress", "a.png", "--bpp", "nan"], "bpp must be a positive number"),
+        (
+            ["compress", "a.png", "set/b.png", "-o", "both.gic"],
+            "both.gic is one file, for several results: name a fold",
+        ),
+        (["compress", "a.png", "a.png", "-o", "both.GIC"], "both.GIC is one file"),
+        (["compress", "set", "-o", "all.png"], "all.png is one file, for several results"),
+        (["compress", "set/*.png", "-o", "one.gic"], "one.gic is one file, for several results"),
+        (["compress", "a.png", "set/b.png", "-o", "a.png"], "a.png is one file, for several results"),
+        (["compress", "a.png", "set/b.png", "-o", "notes"], "notes is one file, for several results"),
+        (["shards", "set", "-o", "train.tar"], "train.tar would be a folder"),
+        (["compress", "", "-o", "out"], "a name is empty"),  # an unset variable of the shell, and not this folder
+        (["info", ""], "a name is empty"),
+        (["shards", "", "-o", "out"], "a name is empty"),
+        (["compress", "a.png", "-o", ""], "the output has an empty name"),
+        (["compress", "-", "-o", ""], "the output has an empty name"),
+        (["shards", "set", "-o", ""], "the output has an empty name"),
+        (["compress", "set/**.png"], "set/**.png is no pattern: ** stands alone"),
         (["compress", "a.png", "--max-bytes", "3"], "does not fit in 3 bytes"),
         (["compress", "a.png", "--quality", "101"], "quality"),
         (["compress", "a.png", "--seed", "-1"], "seed"),
@@ -175,6 +309,7 @@ def test_one_failure_does_not_stop_the_others(folder: Path, capsys) -> None:
 )
 def test_mistakes_are_told_in_one_line(words: list[str], said: str, folder: Path, capsys) -> None:
     Path("empty").mkdir()
+    Path("notes").write_text("mine")
     if words[0] == "decompress" and words[1] == "a.png":
         words = [*words, "-o", "b.png"]
     assert run(words) == 2
@@ -339,9 +474,10 @@ def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
 # --- as a process ---------------------------------------------------------------------------------------------
 
 
-def process(*words: str, input: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def process(*words: str, **streams: Any) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(gic.__file__).parent.parent)}
-    return subprocess.run([sys.executable, "-m", "gic", *words], input=input, capture_output=True, env=environment)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.run([sys.executable, "-m", "gic", *words], env=environment, **streams)
 
 
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
@@ -366,6 +502,84 @@ def test_streams_carry_files_through_a_pipe(folder: Path) -> None:
     assert (image.format, image.size) == ("PNG", (40, 30))
     told = process("info", "-", "--json", input=done.stdout)
     assert json.loads(told.stdout)["bytes"] == len(done.stdout)
+
+
+def test_pipes_are_read_and_written(folder: Path) -> None:
+    data = gic.load().compress("a.png", q=1.0)
+    for name in ("in.png", "out.gic", "in.gic", "out.png"):
+        os.mkfifo(name)
+    for words, given, name in (
+        (["compress", "in.png", "-o", "out.gic", "--q", "1"], Path("a.png").read_bytes(), "out.gic"),
+        (["decompress", "in.gic", "-o", "out.png"], data, "out.png"),
+        (["info", "in.gic"], data, None),
+    ):
+        read: list[bytes] = []
+        feeding = threading.Thread(target=Path(words[1]).write_bytes, args=[given], daemon=True)
+        reading = threading.Thread(
+            target=lambda name=name, read=read: read.append(Path(name).read_bytes()), daemon=True
+        )
+        feeding.start()
+        if name is not None:
+            reading.start()
+        assert run(words) == 0
+        feeding.join(60)
+        if name is not None:
+            reading.join(60)
+            assert read == [data] if name == "out.gic" else Image.open(io.BytesIO(read[0])).size == (40, 30)
+    assert all(Path(name).is_fifo() for name in ("in.png", "out.gic", "in.gic", "out.png"))
+
+
+def test_open_files_are_read_and_written_by_their_names(folder: Path) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("open files have no names here")
+    data = gic.load().compress("a.png", q=1.0)
+    out = "/proc/self/fd/1"  # what /dev/stdout leads to, which a mistake in the code would replace
+    done = process("compress", "/dev/stdin", "-o", out, "--q", "1", input=Path("a.png").read_bytes())
+    assert (done.returncode, done.stdout) == (0, data)
+    with Path("log").open("ab") as log, Path("a.png").open("rb") as picture_file:
+        log.write(b"first")
+        log.flush()
+        done = process("compress", "/dev/fd/0", "-o", out, "--q", "1", stdin=picture_file, stdout=log)
+    assert done.returncode == 0 and Path("log").read_bytes() == b"first" + data
+    done = process("decompress", "/dev/stdin", "-o", out, input=data)
+    assert done.returncode == 0 and Image.open(io.BytesIO(done.stdout)).format == "PNG"
+    done = process("compress", "/dev/stdin", input=Path("a.png").read_bytes())
+    assert done.returncode == 2 and b"/dev/stdin is no name for a result: give one, -o FILE" in done.stderr
+
+
+def test_pipes_in_folders_are_passed_over(folder: Path) -> None:
+    os.mkfifo("set/pipe.png")
+    Path("set/gone.png").symlink_to("nowhere.png")
+    assert run(["compress", "set", "-o", "out"]) == 2  # of the link, which is no success in silence
+    assert files(folder / "out") == {"b.gic", "deep/c.gic"}
+    Path("set/gone.png").unlink()
+    assert run(["compress", "set/*.png", "-o", "more"]) == 0
+    assert run(["shards", "set", "-o", "shards"]) == 0
+
+
+def test_results_go_through_links(folder: Path) -> None:
+    Path("elsewhere").mkdir()
+    Path("a.gic").symlink_to("elsewhere/a.gic")  # leads nowhere yet
+    for words in (["compress", "a.png"], ["compress", "a.png", "--overwrite", "--q", "2"]):
+        assert run(words) == 0
+        assert Path("a.gic").is_symlink() and unpack(Path("elsewhere/a.gic").read_bytes()).width == 40
+    Path("shards").mkdir()
+    Path("shards/train-000000.tar").symlink_to("../elsewhere/train.tar")
+    assert run(["shards", "set", "-o", "shards", "--overwrite"]) == 0
+    assert Path("shards/train-000000.tar").is_symlink() and Path("elsewhere/train.tar").stat().st_size > 0
+
+
+def test_shards_replace_no_pipe(folder: Path, capsys) -> None:
+    Path("shards").mkdir()
+    os.mkfifo("shards/train-000000.tar")
+    assert run(["shards", "set", "-o", "shards", "--overwrite"]) == 2
+    assert "train-000000.tar is in the way and no file" in capsys.readouterr().err
+    assert Path("shards/train-000000.tar").is_fifo()
+
+
+def test_what_is_told_never_goes_into_the_data(folder: Path) -> None:
+    done = process("compress", "a.png", "-o", "-", "--q", "1", preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (0, gic.load().compress("a.png", q=1.0))
 
 
 def test_a_process_that_fails_says_one_line_and_exits_with_2(folder: Path) -> None:

@@ -277,6 +277,17 @@ def test_too_many_bad_samples_stop_the_run_with_an_example(tmp_path: Path, worke
     assert len(list(TrainLoader(allowed, num_workers=workers))) == 50
 
 
+def test_too_many_small_pictures_stop_the_run_with_what_to_do(tmp_path: Path) -> None:
+    good = [(f"good-{index}.png", encoded(picture(index))) for index in range(9)]
+    small = [(f"small-{index}.png", encoded(picture(index, (CROP - 1, 90)))) for index in range(2)]
+    shard = write_tar(tmp_path / "a.tar", [*good, *small])
+    with pytest.raises(DataError, match=r"^2 of 11 training samples cannot be used") as caught:
+        list(stream([shard], batches_per_epoch=50))
+    message = str(caught.value)
+    for said in (f"2 too small: gic shards --min-side {CROP}", "data.max_bad_fraction", "data.crop_size", "small-"):
+        assert said in message
+
+
 @pytest.mark.parametrize("content", ["broken.jpg", "only.txt"])
 def test_nothing_but_bad_samples_is_an_error_whatever_is_allowed(tmp_path: Path, content: str) -> None:
     shard = write_tar(tmp_path / "a.tar", [(content, b"x")])

@@ -127,6 +127,27 @@ def test_scaling_down_and_leaving_out(tmp_path: Path) -> None:
     assert report.copied == 1
 
 
+def test_pictures_below_the_crop_of_training_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in {"crop": (256, 256), "larger": (300, 257), "flat": (400, 255), "small": (20, 30)}.items():
+        photo(0, *size).save(tmp_path / f"{name}.png")
+    out = str(tmp_path / "out")
+    assert run(["shards", str(tmp_path), "-o", out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 4 pictures have a shorter side below 256 pixels" in said and "--min-side 256 leaves them out" in said
+    assert run(["shards", str(tmp_path), "-o", out, "--min-side", "256", "--overwrite"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "shorter side below" not in said and "2 │ written" in said
+    assert "1 shard in" in said
+
+
+def test_the_crop_of_training_is_that_of_the_loaders() -> None:
+    import inspect
+
+    from gic.data.module import ImageData
+
+    assert inspect.signature(ImageData).parameters["crop_size"].default == gic.data.shards.TRAINING_CROP
+
+
 def test_same_bytes_whatever_the_threads_and_the_time(folder: Path, tmp_path: Path) -> None:
     one = write_shards([folder], tmp_path / "one", samples_per_shard=2, workers=1, progress=False)
     two = write_shards([folder], tmp_path / "two", samples_per_shard=2, workers=3, progress=False)
@@ -188,7 +209,10 @@ def test_a_broken_off_run_changes_nothing(folder: Path, tmp_path: Path, monkeypa
 
 def test_nothing_usable_is_an_error_that_names_the_first(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"none of the 1 images .*a\.png: is not an image"):
+    with pytest.raises(DataError, match=r"^\S*a\.png is not an image"):
+        write_shards([tmp_path], tmp_path / "out", progress=False)
+    (tmp_path / "b.png").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"none of the 2 images .*[ab]\.png: is not an image"):
         write_shards([tmp_path], tmp_path / "out", progress=False)
     assert list((tmp_path / "out").iterdir()) == []
 

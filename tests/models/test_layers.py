@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gic.models import layers
 from gic.models.entropy_model import FactorizedPrior, LevelGaussian
 
-pytest.importorskip("compressai", reason="CompressAI is not installed: pip install 'gic[baselines]'")
+pytest.importorskip("compressai", reason="CompressAI is not installed: pip install -e '.[baselines]'")
 import compressai.layers
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models.sensetime import ResidualBottleneckBlock
