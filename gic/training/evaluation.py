@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +54,7 @@ class LevelResult(NamedTuple):
     realism: float
     bits_per_pixel: float
     metrics: Mapping[str, float | None]
-    n: Mapping[str, int] = MappingProxyType({})
+    n: Mapping[str, int] = {}
 
 
 class Features(NamedTuple):

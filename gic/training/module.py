@@ -161,8 +161,8 @@ class LitCodec(L.LightningModule):
         self.output_dir = run_folder(self.trainer)  # called here on all ranks
         if self.trainer.precision != "32-true":
             raise ConfigError(
-                f"trainer.precision is {self.trainer.precision}: leave it out, and give --model.autocast bfloat16, which "
-                "runs the transforms in bfloat16 and keeps rates and weights in float32 (auto does so on GPUs that can)"
+                f"trainer.precision is {self.trainer.precision}: leave it out, and give --model.autocast bfloat16, "
+                "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto: on GPUs that can)"
             )
         if stage == "fit" and self.init_from is not None:
             from gic.codec.weights import load_codec_state, shipped_weights
