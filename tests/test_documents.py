@@ -29,6 +29,7 @@ FOLDERS = ("gic", "tests", "configs", "docs", "benchmarks", "recipes", "slurm")
 FILE = re.compile(
     rf"(?<!--output )(?<!-o )(?<![\w/.~$-])(?:\.\./)?((?:{'|'.join(FOLDERS)})/[\w./-]*[\w/])(?![\w*{{<$])"
 )
+TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
 NAME = re.compile(r"(?<![\w/.-])(gic(?:\.\w+)+)(?!\w|/|\()")
 
 
@@ -59,11 +60,21 @@ def missing_names(text: str) -> list[str]:
     return missing
 
 
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names as ``tests/FILE.py::NAME`` and that are not there."""
+    return [
+        f"{file}::{name}"
+        for file, name in TEST.findall(text)
+        if not (REPOSITORY / file).is_file() or f"def {name}(" not in (REPOSITORY / file).read_text()
+    ]
+
+
 @pytest.mark.parametrize("path", NAMED_TODAY, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_what_a_document_names_is_there(path: Path) -> None:
     text = path.read_text()
     assert missing_files(text, path.parent) == []
     assert missing_names(text) == []
+    assert missing_tests(text) == []
 
 
 def test_the_check_sees_what_is_not_there() -> None:
@@ -75,3 +86,5 @@ def test_the_check_sees_what_is_not_there() -> None:
         "gic.sde",
         "gic.training.EMA",
     ]
+    here = "tests/test_documents.py"
+    assert missing_tests(f"`{here}::test_that_there_is_not`, {here}::missing_files") == [f"{here}::test_that_there_is_not"]
