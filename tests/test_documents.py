@@ -87,4 +87,6 @@ def test_the_check_sees_what_is_not_there() -> None:
         "gic.training.EMA",
     ]
     here = "tests/test_documents.py"
-    assert missing_tests(f"`{here}::test_that_there_is_not`, {here}::missing_files") == [f"{here}::test_that_there_is_not"]
+    assert missing_tests(f"`{here}::test_that_there_is_not`, {here}::missing_files") == [
+        f"{here}::test_that_there_is_not"
+    ]

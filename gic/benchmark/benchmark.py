@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from gic.benchmark.results import Point, Results, save_results
 from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
 from gic.codec.weights import default_checkpoint
 from gic.data.stream import EvalImages
-from gic.errors import ConfigError, GicError, require
+from gic.errors import ConfigError, GicError, in_words, require
 from gic.files import write_bytes
 from gic.quality.metric import ImageMetric, SetMetric
 from gic.quality.metrics import make_metrics
@@ -92,7 +93,7 @@ class Benchmark:
         )
 
     def check(self, checkpoint: str | None = None) -> None:
-        """Look for the images and the weights of the codecs, before anything is loaded or downloaded.
+        """Look for the images, the weights of the codecs and a place to write, before anything slow begins.
 
         Args:
             checkpoint: Weights of the codecs that name none.
@@ -113,6 +114,13 @@ class Benchmark:
                 continue
             if not path.is_file():
                 problems.append(f"no checkpoint {path}: name an existing .ckpt or .safetensors file")
+        for folder in dict.fromkeys((self.output, self.cache)) if not problems else ():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with NamedTemporaryFile(dir=folder) as file:
+                    file.write(bytes(1 << 12))
+            except OSError as error:
+                problems.append(f"nothing can be written in {folder}: {in_words(error)}")
         if problems:
             raise ConfigError("; ".join(problems))
 

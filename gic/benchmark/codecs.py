@@ -74,7 +74,7 @@ class BenchmarkCodec(ABC):
 
     @abstractmethod
     def decode(self, data: bytes, decoding: str = "") -> Image.Image:
-        """Turn a whole file, and nothing else, into an RGB image."""
+        """Turn a whole file, and nothing else, into an image, RGB or grey."""
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,17 @@ def test_what_is_missing_is_said_at_once_and_before_any_network(place, monkeypat
     assert "nothere" in line and "no checkpoint nowhere.ckpt" in line
 
 
+def test_an_output_that_cannot_be_written_is_said_before_any_network(place, monkeypatch, capsys):
+    from gic.benchmark import benchmark
+
+    monkeypatch.setattr(benchmark, "make_metrics", lambda *arguments: 1 / 0)
+    (place / "file").write_text("in the way")
+    for output in ("file", "file/below"):
+        assert command("--output", output) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"nothing can be written in {output}" in line
+
+
 def test_a_wrong_level_is_said_before_any_network(place, monkeypatch, capsys):
     from gic.benchmark import benchmark
 
