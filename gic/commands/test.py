@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from jsonargparse import ArgumentParser, Namespace
 
 from gic.configs import PlainErrors, expand_configs, own_error
-from gic.errors import MissingExtraError
+from gic.errors import MissingExtraError, install_command
 from gic.names import TRUST_HELP
 
 NEEDED = ("lightning", "torchmetrics", "webdataset", "matplotlib", "bjontegaard", "tensorboard")
@@ -24,7 +24,7 @@ def check_packages() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         what = f"the package {missing[0]!r} is" if len(missing) == 1 else f"the packages {', '.join(missing)} are"
-        raise MissingExtraError(f"{what} needed here and not installed: pip install 'gic[train]'")
+        raise MissingExtraError(f"{what} needed here and not installed: {install_command('train')}")
 
 
 class Parser(PlainErrors, ArgumentParser):

@@ -16,6 +16,7 @@ from small import CONFIG, array, picture, small_model
 from gic.benchmark.results import load_results
 from gic.codec.weights import save_weights
 from gic.commands.dispatch import run
+from gic.errors import install_command
 
 SETTINGS = """
 codecs:
@@ -219,7 +220,7 @@ def test_without_a_package_that_every_run_needs_nothing_is_begun(place, absent, 
         monkeypatch.setitem(sys.modules, name, None)
     assert command() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("needed here and not installed: pip install 'gic[train]'")
+    assert line.endswith(f"needed here and not installed: {install_command('train')}")
     assert all(name in line for name in absent)
     assert not (place / "out").exists()
 
@@ -236,7 +237,7 @@ def test_without_a_package_of_a_metric_the_others_are_measured(place, absent, me
     assert command("--metrics", f"[psnr, {metric}]", "--limit", "1") == 0
     results = load_results(place / "out" / "results.json")
     assert list(results.metrics) == ["psnr"]
-    assert absent in results.not_computed[metric] and "pip install 'gic[train]'" in results.not_computed[metric]
+    assert absent in results.not_computed[metric] and install_command("train") in results.not_computed[metric]
 
 
 def test_what_is_missing_is_said_at_once_and_before_any_network(place, monkeypatch, capsys):

@@ -341,7 +341,14 @@ def test_terms_train_the_codec_and_are_no_part_of_it(file, tmp_path, monkeypatch
         }
         for metric in ("clipiqa", "cnniqa")
     }
-    objective = {"terms": terms, "realism": [1.0], "sampler": "mean", "rate_weight": 0.0, "lambda_0": 0.0}
+    objective = {
+        "terms": terms,
+        "realism": [1.0],
+        "realism_from": 0.0,
+        "sampler": "mean",
+        "rate_weight": 0.0,
+        "lambda_0": 0.0,
+    }
     settings = {
         "trainer": {"max_steps": 2, "val_check_interval": 2, "limit_val_batches": 0},
         "model": {"trainable": ["compressor.g_s"], "objective": {"init_args": objective}},

@@ -179,7 +179,8 @@ def test_extends_comes_before_and_is_taken_out(tmp_path):
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ny: 2\n")
     (tmp_path / "c.yaml").write_text("extends: [b.yaml]\ny: 3\n")
     words = expand_configs(["fit", f"--config={tmp_path / 'c.yaml'}", "--z", "4"])
-    configs = ["--config", str(tmp_path / "a.yaml"), "--config", "y: 2\n", "--config", "y: 3\n"]
+    configs = ["--config", str(tmp_path / "a.yaml"), "--config", f"# from {tmp_path}/b.yaml\ny: 2\n"]
+    configs += ["--config", f"# from {tmp_path}/c.yaml\ny: 3\n"]
     assert words == ["fit", *configs, "--z", "4"]
 
 
