@@ -255,9 +255,9 @@ class Checkpoint(callbacks.Checkpoint):
             self.save(trainer)
         self._tell(trainer)
         if self.problem:
+            go_on = f"go on from the one before: --ckpt_path {self.newest}" if self.newest else "begin again"
             raise CheckpointError(
-                f"the last checkpoint of the run could not be written: {self.problem}; make room and go on "
-                f"from the one before: --ckpt_path {self.newest}"
+                f"the last checkpoint of the run could not be written: {self.problem}; make room and {go_on}"
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

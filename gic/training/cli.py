@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -63,6 +64,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         "preemption": Preemption,
     }
 
+    threading.excepthook = _quiet_writer
     words = expand_configs(argv if run else argv[1:])
     alone_without_srun()
     new_folders = NewFolder()
@@ -217,6 +219,12 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         ) from error
     finally:
         new_folders.forget_unused()
+
+
+def _quiet_writer(failure: threading.ExceptHookArgs) -> None:
+    """Leave the error of TensorBoard's writing thread to the main thread, which gets it too."""
+    if not (isinstance(failure.exc_value, OSError) and "tensorboard" in type(failure.thread).__module__):
+        threading.__excepthook__(failure)
 
 
 def next_steps(checkpoint: Path, logs: Path | None) -> str:

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from gic.data.module import TrainLoader
-from gic.errors import ConfigError, DataError, GicError
+from gic.errors import ConfigError, DataError, GicError, in_words
+from gic.files import replacing
 from gic.models.codec import Codec, parameter_counts, trainable_parameters
 from gic.pictures.tensors import to_image, to_tensor
 from gic.quality.metric import ImageMetric, SetMetric
@@ -451,21 +452,27 @@ class LitCodec(L.LightningModule):
         ]
         if rd:
             self.log("val/rd_loss", sum(rd) / len(rd), prog_bar=True, **everywhere)
-        if self.trainer.is_global_zero and self.trainer.sanity_checking:
-            about = {"step": self.global_step, "checkpoint": str(self.init_from or "")}
-            save_json(self.output_dir / "results" / BEFORE, results, means, about)
-        elif self.trainer.is_global_zero:
-            self._report(results, means)
+        try:
+            if self.trainer.is_global_zero:
+                self._report(results, means)
+        except OSError as error:
+            if not fitting:
+                raise
+            rank_zero_warn(f"the report of this validation could not be written, training goes on: {in_words(error)}")
         self.results, self.features, self.failures, self.grids = [], [], [], []
         if failures:
             self.print(f"{len(failures)} validation images could not be read; the first: {failures[0]}")
 
     def _report(self, results: list[LevelResult], means: list[LevelResult]) -> None:
+        if self.trainer.sanity_checking:
+            about: dict[str, Any] = {"step": self.global_step, "checkpoint": str(self.init_from or "")}
+            save_json(self.output_dir / "results" / BEFORE, results, means, about)
+            return
         step = self.global_step or self.loaded_step
         name = f"val-{step:06d}"
         print_table(means, f"{name}: {len({r.key for r in results})} images, ideal code length")
         path = self.output_dir / "results" / f"{name}.json"
-        about: dict[str, Any] = {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")}
+        about = {"step": step, "checkpoint": str(self.trainer.ckpt_path or "")}
         if self.trainer.state.fn == "fit":
             about["trained_on"] = self._trained_on()
         save_json(path, results, means, about)
@@ -474,11 +481,11 @@ class LitCodec(L.LightningModule):
             self.print(f"written: {self.output_dir / HISTORY}")
         if self.grids:
             folder = self.output_dir / "grids"
-            folder.mkdir(parents=True, exist_ok=True)
             widest = max(grid.shape[-1] for _, grid in self.grids)
             rows = [torch.nn.functional.pad(g, (0, widest - g.shape[-1], 0, 4), value=1.0) for _, g in self.grids]
             picture = torch.cat(rows, dim=-2)
-            to_image(picture).save(folder / f"{name}.png")
+            with replacing(folder / f"{name}.png") as temporary:
+                to_image(picture).save(temporary, "PNG")
             self.print(f"written: {folder / f'{name}.png'}")
             for logger in self.loggers:
                 show_picture(logger, "val/grid", to_image(picture), step)

@@ -133,3 +133,47 @@ def test_a_failure_before_the_first_step_saves_nothing(pictures, tmp_path, monke
     with pytest.raises(ValueError, match="a reason of its own"):
         make_cli([*tiny(pictures), *callback_words(callback("FailsAt", step=1), **RARE)])
     assert saved() == []
+
+
+# A full disk
+
+
+@pytest.mark.parametrize(("kilobytes", "said"), [(4, "no space left on device"), (64, "make room and begin again")])
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+def test_a_disk_that_is_full_ends_a_run_in_one_line(pictures, tmp_path, logger, kilobytes, said):
+    if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("this user may not mount a small disk")
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    words = tiny(pictures, "--checkpoint.every_n_steps", "100")
+    words[words.index("--trainer.limit_val_batches") + 1] = "1"
+    words += ["--trainer.logger", f"{{class_path: {logger}, init_args: {{save_dir: runs, name: small}}}}"]
+    mount = f'mount -t tmpfs -o size={kilobytes}k tmpfs runs && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-m", "gic", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gic fit: ")]
+    assert said in line
+    assert "None" not in line
+
+
+def test_a_report_that_cannot_be_written_does_not_end_a_run(pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = tiny(pictures, "--trainer.val_check_interval", "2")
+    words[words.index("--trainer.limit_val_batches") + 1] = "1"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "results")
+
+    monkeypatch.setattr("gic.training.module.save_json", full)
+    with pytest.warns(UserWarning, match="could not be written, training goes on: results: no space left"):
+        assert make_cli(words).trainer.global_step == 4
+    with pytest.raises(OSError, match="No space left"):
+        make_cli(["validate", *words[1:]])
