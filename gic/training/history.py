@@ -63,6 +63,7 @@ def draw_history(results: Path, picture: Path) -> bool:
     except MissingExtraError:
         return False
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     least = min(mean.realism for mean in history[-1].means)
     levels = sorted({mean.q for mean in history[-1].means})
@@ -76,8 +77,9 @@ def draw_history(results: Path, picture: Path) -> bool:
         values = [m.metrics.get("psnr") for _, m in rows]
         distortion.plot(steps, [float("nan") if v is None else v for v in values], "o-", color=shade, ms=4)
     rate.set(title="bits per pixel", xlabel="step", yscale="log")
+    rate.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     rate.yaxis.set_major_formatter("{x:g}")
-    rate.yaxis.set_minor_formatter("{x:g}")
+    rate.yaxis.set_minor_formatter("")
     distortion.set(title=f"PSNR at r = {least:g}, dB", xlabel="step")
     for axes in (rate, distortion):
         axes.grid(True, color="0.92")

@@ -252,6 +252,15 @@ def test_what_is_missing_is_said_at_once_and_before_any_network(place, monkeypat
     assert "nothere" in line and "no checkpoint nowhere.ckpt" in line
 
 
+def test_an_allocation_of_slurm_without_srun_runs_here(place, monkeypatch, capsys):
+    slurm = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mine", "SLURM_PROCID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    assert command("--metrics", "[psnr]", "--limit", "1") == 0
+    assert "running on this machine alone" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_is_said_before_any_network(place, monkeypatch, capsys):
     from gic.benchmark import benchmark
 
