@@ -33,6 +33,14 @@ def test_lines_count_steps_over_the_run_and_say_what_is_left(pictures, tmp_path,
     ]
 
 
+def test_the_last_part_of_a_run_teaches_realism(pictures, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    words = [*tiny(pictures, "--trainer.max_steps", "6"), *BAR]
+    make_cli([*words, "--model.objective.init_args.realism", "[1.0]"])
+    taught = re.findall(r"^step (\d)/6.* contrast", capfd.readouterr().out, re.M)
+    assert taught == ["6"]  # the step that begins after 5 of 6 is the first beyond two thirds, 4 / 6 being below 0.667
+
+
 def test_the_bar_counts_steps_over_the_run_after_resuming_too(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = tiny(pictures, "--trainer.max_steps", "5", "--data.batches_per_epoch", "2", *BAR)

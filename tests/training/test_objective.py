@@ -133,6 +133,24 @@ def test_each_sample_draws_its_realism_from_the_values_given() -> None:
     assert set(drawn) == {0.0, 0.25, 1.0} and len(drawn) == 24
 
 
+def test_before_its_share_of_the_run_all_samples_are_of_least_distortion() -> None:
+    codec = tiny().eval()
+
+    def parts(progress: float, **options: Any) -> dict[str, Tensor]:
+        objective = Objective(realism=(1.0,), terms={"roughness": Roughness()}, **options)
+        objective.progress = progress
+        return objective(codec, images(), Q)
+
+    plain = Objective(realism=(0.0,))(codec, images(), Q)["loss"]
+    for progress in (0.0, 0.3, 0.599):
+        before = parts(progress, realism_from=0.6)
+        assert torch.equal(before["loss"], plain)
+        assert bool(before["roughness"].isnan())
+    after = parts(0.6, realism_from=0.6)
+    assert torch.equal(after["loss"], parts(0.0)["loss"])
+    assert bool(after["roughness"].isfinite())
+
+
 def test_levels_are_drawn_from_the_codecs_range_when_none_are_given() -> None:
     codec = tiny(q_min=1.0, q_max=1.0001)
     torch.manual_seed(0)
@@ -322,6 +340,8 @@ def test_a_perfect_reconstruction_gives_a_finite_loss() -> None:
         {"realism": (0.0, 1.1)},
         {"realism": (-0.1,)},
         {"realism": (math.nan,)},
+        {"realism_from": 1.0},
+        {"realism_from": -0.1},
         {"lambda_0": -1.0},
         {"rate_weight": -1.0},
         {"reverse_weight": -0.5},
