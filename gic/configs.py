@@ -18,7 +18,10 @@ from gic.errors import ConfigError, GicError
 from gic.names import OLD_NAMES, current
 
 EXTENDS = "extends"
-_NOT_ACCEPTED = re.compile(r"Option '(\w+)' is not accepted|[Uu]nrecognized arguments: --(?:\w+\.)*(\w+)")
+_NOT_ACCEPTED = re.compile(
+    r"Option '(\w+)(?:\.[\w.]+)?' is not accepted|"
+    r"(?:[Uu]nrecognized arguments: --|does not accept option ')(?:\w+\.)*(\w+)"
+)
 _FROM = "# from "  # first line of a config that was written anew, before the name of its file
 _USUAL = (
     "lightning.Trainer",
@@ -66,7 +69,8 @@ def _expand(path: Path, above: tuple[Path, ...]) -> list[str]:
     try:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError(f"the config {path} cannot be read: {error.strerror}") from error
+        whose = f" ({above[-1]} extends it)" if above else ""
+        raise ConfigError(f"the config {path} cannot be read: {error.strerror}{whose}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the config {path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):

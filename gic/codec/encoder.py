@@ -122,9 +122,9 @@ class Encoding:
         notes: tuple[str, ...] = (),
     ) -> None:
         self.engine = engine
-        self.notes = notes
         self.height, self.width = pixels.shape[-2:]
         self.grey = torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2])
+        self.notes = tuple(note for note in notes if not (self.grey and note.endswith("expanded to RGB")))
         self.quantizer = quantizer
         self.seed = seed if quantizer == "dither" else 0
         self.tile = tile

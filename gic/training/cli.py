@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gic.configs import PlainErrors, expand_configs, own_error
 from gic.errors import ConfigError, GicError, require
@@ -79,6 +79,12 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             super().__init__(*arguments, **{"allow_abbrev": False, **settings})
             self.words = words
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            """Say what a command without a config lacks."""
+            if "required: codec, objective" in message:
+                message = "no config is given: --config configs/base.yaml, or configs/photos.yaml for photographs"
+            super().error(message, ex)
 
     class GicCLI(LightningCLI):
         """LightningCLI for our module and data."""
@@ -230,11 +236,11 @@ def _quiet_writer(failure: threading.ExceptHookArgs) -> None:
 def next_steps(checkpoint: Path, logs: Path | None) -> str:
     """What can be done with a trained codec, as commands."""
     commands = {
-        f"gic export {checkpoint} -o mine.safetensors": "weights of a few megabytes",
+        f"gic export {checkpoint} -o mine.safetensors": "the weights alone, for files",
         "gic compress PICTURE --checkpoint mine.safetensors --bpp 0.5": "and gic decompress with the same weights",
         f"gic test --ckpt_path {checkpoint} --data FOLDER": "real files beside JPEG, WebP, AVIF and JPEG XL",
         **({f"tensorboard --logdir {logs}": "how it went"} if logs else {}),
-        "gic fit --config configs/photos.yaml --data.train PHOTOS --data.val OTHERS": "a real run, on a GPU",
+        "gic fit --config configs/photos.yaml --data.train PHOTOS --data.val OTHERS": "a real run takes a GPU",
     }
     width = max(map(len, commands))
     return "next:\n" + "\n".join(f"  {command:<{width}}  # {text}" for command, text in commands.items())

@@ -104,6 +104,19 @@ def test_a_mistyped_key_is_named_with_its_file_its_path_and_the_name_meant(pictu
     assert where in said(["fit", "--config", "mine.yaml"], capfd)
 
 
+def test_a_mistyped_section_and_a_wrong_parent_are_named(pictures, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for text, where in (
+        ("model: {optimiser: {init_args: {lr: 1.0e-3}}}", "model.optimiser in mine.yaml; did you mean optimizer?"),
+        ("trainer: {max_stepz: 3}", "trainer.max_stepz in mine.yaml; did you mean max_steps?"),
+    ):
+        Path("mine.yaml").write_text(text)
+        assert where in said([*tiny(pictures), "--config", "mine.yaml"], capfd)
+    Path("mine.yaml").write_text("extends: nowhere.yaml\n")
+    assert "nowhere.yaml cannot be read: No such file or directory (" in said(["fit", "--config", "mine.yaml"], capfd)
+    assert "no config is given: --config configs/base.yaml" in said(["fit"], capfd)
+
+
 @pytest.mark.parametrize(
     ("word", "meant"),
     [("--model.q_mni", "q_min"), ("--trainer.max_st", "max_steps"), ("--data.crop_sise", "crop_size")],
