@@ -150,8 +150,9 @@ def make(path: Path, kind: str, shards: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pictures":
         path.mkdir(exist_ok=True)
+        width, height = (72, 64) if "kodak" in path.name else (264, 256)  # which is what training takes
         for number in range(2):
-            Image.fromarray(array(picture(72, 64, "edges", number))).save(path / f"kodim{number:02d}.png")
+            Image.fromarray(array(picture(width, height, "edges", number))).save(path / f"kodim{number:02d}.png")
     elif kind == "picture":
         Image.fromarray(array(picture(320, 256, "smooth", 5))).save(path)
     elif kind == "shards":
