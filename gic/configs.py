@@ -101,7 +101,8 @@ def explained(key: str, words: Sequence[str]) -> str:
 
     def search(value: object, at: str, source: str) -> None:
         if isinstance(value, dict):
-            classes.update(dict.fromkeys(str(value[name]) for name in ("class_path",) if name in value))
+            if "class_path" in value:
+                classes[str(value["class_path"])] = None
             for name, part in value.items():
                 path = f"{at}.{name}" if at else str(name)
                 if name == key:

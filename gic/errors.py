@@ -71,6 +71,11 @@ def one_line(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", _BREAK.sub(" ", text.strip()))
 
 
+def words_of(error: BaseException) -> str:
+    """What a library's error says, in one line; the name of its type if it says nothing."""
+    return one_line(" ".join(str(error).split())) or type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is a lack of memory, of the machine or of a GPU."""
     return isinstance(error, MemoryError) or (

@@ -33,9 +33,9 @@ from gic.benchmark.codecs import BenchmarkCodec, bits_per_pixel, check_names, cu
 from gic.benchmark.measure import timed
 from gic.benchmark.results import SCHEMA, Curve, Measurement, Point, Results
 from gic.data.stream import EvalImages
-from gic.errors import DataError, GicError
+from gic.errors import DataError, GicError, words_of
 from gic.pictures.tensors import to_image, to_tensor
-from gic.quality.metric import FAILURES, one_line
+from gic.quality.metric import FAILURES
 from gic.version import __version__
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class Runner:
                 try:
                     features = extractor(image)
                 except FAILURES as error:
-                    raise DataError(f"{identity.split(',')[0]} fails: {one_line(error)}") from error
+                    raise DataError(f"{identity.split(',')[0]} fails: {words_of(error)[:200]}") from error
                 self.cache.write_array(place, features)
             record.features[identity, curve, setting] = place
 
@@ -306,7 +306,7 @@ class Runner:
                         try:
                             value = metric.value(together, originals[identity])
                         except FAILURES as error:
-                            self.not_computed[metric.info.name] = f"its computation fails: {one_line(error)}"
+                            self.not_computed[metric.info.name] = f"its computation fails: {words_of(error)[:200]}"
                             continue
                         if np.isfinite(value):
                             values.setdefault((curve, setting), {})[metric.info.name] = value

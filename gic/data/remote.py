@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import fsspec
 
-from gic.errors import ConfigError, one_line
+from gic.errors import ConfigError, words_of
 
 _BLOCK = 1 << 20  # bytes read at a time
 _LONGEST_PAUSE = 60.0  # seconds between two attempts
@@ -80,7 +80,7 @@ def reason(error: Exception) -> str:
     """What an exception says, on one line, without the number and the name of a file."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or str(error)
-    return one_line(str(error)) or type(error).__name__
+    return words_of(error)
 
 
 class RemoteFile:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from gic.errors import ImageError
+from gic.errors import ImageError, words_of
 from gic.pictures import boxes, jpeg, png
 from gic.pictures.colour import is_rgb_profile, space_of, to_srgb
 
@@ -124,12 +124,7 @@ def load_rgb(
     except Image.DecompressionBombError as error:  # of formats where Pillow looks at its own limit while decoding
         raise ImageError(f"{label} is too large for Pillow in its format, save it as PNG: {error}") from error
     except Exception as error:  # a damaged file makes Pillow's decoders raise nearly anything
-        raise ImageError(f"{label} is damaged or cut short: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{label} is damaged or cut short: {words_of(error)}") from error
 
 
 def _label(source: bytes | str | Path | BinaryIO | Image.Image) -> str:
@@ -174,7 +169,7 @@ def open_image(file: BinaryIO, label: str, notes: list[str], formats: Set[str] =
             try:
                 image: Image.Image = factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error) as error:
-                reasons.append(one_line(error))
+                reasons.append(words_of(error))
             else:
                 image.info.update(info)
                 return image

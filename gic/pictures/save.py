@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from gic.errors import ImageError
-from gic.pictures.load import FORMATS, one_line, open_image
+from gic.errors import ImageError, words_of
+from gic.pictures.load import FORMATS, open_image
 
 
 def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tuple[str, ...]]:
@@ -35,7 +35,7 @@ def encode_picture(image: Image.Image, kind: str, name: str) -> tuple[bytes, tup
             if key in kept and _works(image, kind, {other: kept[other] for other in kept if other != key}):
                 what = f"{title} of {len(kept[key])} bytes"
         raise ImageError(
-            f"{name} cannot be written: {kind} cannot hold {what} ({one_line(error)}); use .png"
+            f"{name} cannot be written: {kind} cannot hold {what} ({words_of(error)}); use .png"
         ) from error
     try:
         read = open_image(io.BytesIO(data), name, [], {kind, "JPEG"} if kind == "MPO" else {kind})

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gic.errors import DataError
+from gic.errors import DataError, words_of
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,6 @@ class MetricInfo:
             f"{self.label} is over {patches} patch{'' if patches == 1 else 'es'}: below {self.enough} it must not be "
             "compared with values over other images"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """A library's error, of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class NoValueError(Exception):
@@ -158,7 +153,7 @@ class ImageMetric(Metric):
         except NoValueError as reason:
             return str(reason)
         except FAILURES as error:
-            text = one_line(error)
+            text = words_of(error)[:200]
             if isinstance(error, MemoryError) or any(sign in text for sign in MACHINE_FAILS):
                 raise DataError(f"{self.info.name} fails on an image of {width} x {height} pixels: {text}") from error
             return f"its computation fails: {text}"
