@@ -49,7 +49,7 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
     data = codec.compress(pixels, q=q, tile=0)
     file = codec.open(data)
     place = tiles_of(file.width, file.height, 0)[0]
-    z, prior, symbols = decode_symbols(codec, file, 0, place)
+    z, prior, symbols, _ = decode_symbols(codec, file, 0, place)
     x = codec.model.pad(pixels[None].float() / 255).to(codec.device)
     mu, sigma = prior.mu.to(codec.device), prior.sigma.to(codec.device)
     level = torch.tensor([level_value(file.code)], device=codec.device)

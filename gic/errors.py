@@ -44,6 +44,10 @@ class FormatError(GicError, ValueError):
     """A ``.gic`` file that is damaged, of another version, or made with other weights."""
 
 
+class TruncatedError(FormatError):
+    """The first bytes of a ``.gic`` file, too few to decode."""
+
+
 class MissingExtraError(GicError, ImportError):
     """A package of an optional extra is not installed; the text says which extra to install."""
 

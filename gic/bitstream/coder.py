@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from gic.bitstream import portable
 from gic.bitstream.exact import IntegerNetwork
+from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import (
     LEVELS_PER_OCTAVE,
     OFFSETS,
     SCALE_FIRST,
-    SCALE_LAST,
     SCALE_STEP,
     SKIP_DITHER,
     SKIP_ROUND,
@@ -37,10 +37,12 @@ from gic.bitstream.tables import (
     _float64,
     factorized_tables,
     gaussian_tables,
+    scale_numbers,
 )
 from gic.errors import ConfigError
 from gic.models.compressor import Compressor
 from gic.models.entropy_model import SIGMA_MIN
+from gic.models.lapped import SUPER_BLOCK, importance
 
 CODE_MIN, CODE_MAX = -(2**15), 2**15 - 1
 """Codes of q are 16-bit numbers."""
@@ -49,6 +51,10 @@ MU_BITS = 11
 
 _LOG2_E = float.fromhex("0x1.71547652b82fep+0")
 _LOG2_SIGMA_MIN = round(math.log2(SIGMA_MIN) * LEVELS_PER_OCTAVE)
+
+
+Code = int | IntArray
+"""Code of a level, of all elements or of each."""
 
 
 class Prior(NamedTuple):
@@ -89,6 +95,11 @@ def level_value(code: int) -> float:
     return float(portable.exp2(code / LEVELS_PER_OCTAVE))
 
 
+def level_field(codes: IntArray) -> Tensor:
+    """Levels of an array of codes, float32, like ``codes``: :func:`level_value` of each."""
+    return torch.from_numpy(portable.exp2(codes / LEVELS_PER_OCTAVE).astype(np.float32))
+
+
 class EntropyCoder:
     """Codes z and y of a compressor; reads its weights once, in the constructor.
 
@@ -127,6 +138,8 @@ class EntropyCoder:
                 )
         self._h_s = IntegerNetwork(compressor.h_s, gain)
         self._z_tables = factorized_tables(compressor.prior_z)
+        lapped, channels = compressor.lapped, m + len(self._detail)
+        self._importance = np.array(importance(channels) if lapped is not None else [[0] * SUPER_BLOCK**2] * channels)
 
     @cached_property
     def tables_hash(self) -> str:
@@ -192,17 +205,17 @@ class EntropyCoder:
 
     # --- latent -------------------------------------------------------------------------------------------
 
-    def coded_mask(self, prior: Prior, code: int, dither: bool) -> NDArray[np.bool_]:
+    def coded_mask(self, prior: Prior, code: Code, dither: bool) -> NDArray[np.bool_]:
         """Which elements of y are coded at the level of ``code``; the symbols of all others must be 0."""
         return _numpy(prior.log2_sigma) >= code + (SKIP_DITHER if dither else SKIP_ROUND)
 
-    def encode_y(self, symbols: IntArray, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> bytes:
+    def encode_y(self, symbols: IntArray, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> bytes:
         """Code the symbols of y.
 
         Args:
             symbols: ``round((y - mu) / q - u)``, 0 where :meth:`coded_mask` is False.
             prior: From :meth:`prior`.
-            code: Code of the level q.
+            code: Code of the level q; an array like y where it differs between elements.
             offsets: The dither, or ``None``.
 
         Raises:
@@ -213,7 +226,7 @@ class EntropyCoder:
             raise ValueError("symbols that are not coded must be 0: apply coded_mask first")
         return gaussian.encode(tables, symbols[mask])
 
-    def decode_y(self, data: bytes, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> IntArray:
+    def decode_y(self, data: bytes, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> IntArray:
         """Undo :meth:`encode_y`.
 
         Raises:
@@ -224,20 +237,37 @@ class EntropyCoder:
         symbols[mask] = gaussian.decode(data, tables)
         return symbols
 
-    def bits_y(self, symbols: IntArray, prior: Prior, code: int, offsets: NDArray[np.uint8] | None = None) -> float:
+    def bits_y(self, symbols: IntArray, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> float:
         """Code length of y, in bits, within 4 bytes of what :meth:`encode_y` writes; what is not coded costs 0."""
         mask, tables, gaussian = self._select(prior, code, offsets)
         return gaussian.length(tables, symbols[mask])
 
+    def refinement(self, prior: Prior, code: Code, coarse: IntArray) -> Refinement:
+        """What a progressive file adds at the level of ``code`` to the level three times as coarse.
+
+        Args:
+            prior: From :meth:`prior`.
+            code: Code of the finer level.
+            coarse: Symbols at the coarser, ``code + STEP``, like y.
+        """
+        log2_sigma = _numpy(prior.log2_sigma)
+        rows, columns = np.indices(log2_sigma.shape[-2:]) % SUPER_BLOCK
+        return Refinement(
+            log2_sigma - code,
+            coarse,
+            self.coded_mask(prior, code + STEP, False),
+            self.coded_mask(prior, code, False),
+            np.broadcast_to(self._importance[:, SUPER_BLOCK * rows + columns], log2_sigma.shape),
+        )
+
     def _select(
-        self, prior: Prior, code: int, offsets: NDArray[np.uint8] | None
+        self, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.bool_], NDArray[np.int32], Tables]:
         """Mask of the coded elements, the table of each of them, and the tables."""
         dither = offsets is not None
         mask = self.coded_mask(prior, code, dither)
         # sigma / q to the nearest scale, in integers.
-        ratio = _numpy(prior.log2_sigma)[mask] - (code + SCALE_FIRST - SCALE_STEP // 2)
-        tables = np.clip(ratio // SCALE_STEP, 0, (SCALE_LAST - SCALE_FIRST) // SCALE_STEP)
+        tables = scale_numbers((_numpy(prior.log2_sigma) - code)[mask])
         if offsets is not None:
             tables = tables * OFFSETS + offsets[mask]
         return mask, tables, gaussian_tables(dither)

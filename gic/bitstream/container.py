@@ -1,6 +1,8 @@
 """The container of a ``.gic`` file: bytes to fields and back (DESIGN 8; every field is described in docs/format.md).
 
-    "GIC" | version | flags | model id | width, height | code | [seed] | [tile] | [metadata] | lengths | payloads | CRC
+    version 1:  "GIC" | version | flags | model id | width, height | code | [seed] | [tile] | [metadata] | lengths
+                | payloads | CRC
+    version 2:  the same up to the CRC, of a coarse level; then chunks that refine it (gic.bitstream.chunks)
 
 All numbers are little-endian; lengths and sizes are unsigned LEB128 varints in their shortest form. This module does
 not decode the payloads. :func:`unpack` checks the whole file before anything is decoded: every length lies within the
@@ -14,10 +16,12 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from gic.errors import FormatError
+from gic.bitstream.chunks import MAX_REFINEMENTS, Progressive, append_chunks, bytes_of, pack_chunks, read_chunks
+from gic.bitstream.fields import Reader, varint
+from gic.errors import ConfigError, FormatError, TruncatedError
 
 MAGIC = b"GIC"
-VERSION = 1
+VERSION, PROGRESSIVE_VERSION = 1, 2
 SUFFIX = ".gic"
 MODEL_ID_BYTES = 6
 LEVELS_PER_OCTAVE = 1024
@@ -31,7 +35,7 @@ MAX_METADATA = 1 << 24
 TILE_UNIT = 64
 """Tile sides are multiples of this, in pixels."""
 
-_DITHER, _TILED, _METADATA, _GREY = 1, 2, 4, 8
+_DITHER, _TILED, _METADATA, _GREY, _PROGRESSIVE = 1, 2, 4, 8, 16
 _FIXED = struct.Struct(f"<3sBB{MODEL_ID_BYTES}s")
 _CRC = struct.Struct("<I")
 
@@ -78,6 +82,7 @@ class GicFile:
         payloads: One for each tile, row by row.
         metadata: EXIF and ICC.
         grey: Whether red, green and blue are the same in every pixel of the original image.
+        progressive: What a progressive file adds to ``payloads``, which then are those of its coarsest level.
     """
 
     model_id: bytes
@@ -90,6 +95,7 @@ class GicFile:
     tile: int = 0
     metadata: Metadata = NO_METADATA
     grey: bool = False
+    progressive: Progressive | None = None
 
     @property
     def q(self) -> float:
@@ -107,17 +113,8 @@ def tile_count(width: int, height: int, tile: int) -> int:
     return 1 if tile == 0 else -(-width // tile) * -(-height // tile)
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _pack_metadata(metadata: Metadata) -> bytes:
-    return zlib.compress(_varint(len(metadata.exif)) + metadata.exif + metadata.icc, 9)
+    return zlib.compress(varint(len(metadata.exif)) + metadata.exif + metadata.icc, 9)
 
 
 def pack(file: GicFile) -> bytes:
@@ -128,23 +125,26 @@ def pack(file: GicFile) -> bytes:
     """
     _check_ranges(file)
     flags = _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _GREY * file.grey
-    flags |= _METADATA * (file.metadata != NO_METADATA)
-    out = bytearray(_FIXED.pack(MAGIC, VERSION, flags, file.model_id))
-    out += _varint(file.width) + _varint(file.height) + struct.pack("<h", file.code)
+    flags |= _METADATA * (file.metadata != NO_METADATA) | _PROGRESSIVE * (file.progressive is not None)
+    version = VERSION if file.progressive is None else PROGRESSIVE_VERSION
+    out = bytearray(_FIXED.pack(MAGIC, version, flags, file.model_id))
+    out += varint(file.width) + varint(file.height) + struct.pack("<h", file.code)
     if flags & _DITHER:
         out += struct.pack("<I", file.seed)
     if flags & _TILED:
-        out += _varint(file.tile // TILE_UNIT)
+        out += varint(file.tile // TILE_UNIT)
     if flags & _METADATA:
         metadata = _pack_metadata(file.metadata)
-        out += _varint(len(metadata)) + metadata
-    # The last payload ends at the checksum, so its length is not stored.
+        out += varint(len(metadata)) + metadata
     lengths = [length for p in file.payloads for length in (len(p.z), len(p.y))]
-    for length in lengths[:-1]:
-        out += _varint(length)
-    for payload in file.payloads:
-        out += payload.z + payload.y
-    return bytes(out + _CRC.pack(zlib.crc32(out)))
+    tail: list[list[bytes]] = []
+    if file.progressive is None:
+        lengths.pop()  # the last payload ends at the checksum
+    else:
+        tail = pack_chunks(file.progressive, file.tile > 0)
+        out += bytes([len(tail)]) + b"".join(varint(bytes_of(level)) for level in tail)
+    out += b"".join(map(varint, lengths)) + b"".join(payload.z + payload.y for payload in file.payloads)
+    return append_chunks(bytes(out) + _CRC.pack(zlib.crc32(out)), tail)
 
 
 def _check_ranges(file: GicFile) -> None:
@@ -154,6 +154,8 @@ def _check_ranges(file: GicFile) -> None:
         raise ValueError(problem)
     if file.tile < 0 or file.tile % TILE_UNIT or not 0 <= file.seed < 1 << 32:
         raise ValueError(f"tile {file.tile} or seed {file.seed} out of range")
+    if file.progressive is not None and file.quantizer != "round":
+        raise ValueError("a progressive file takes the quantizer round")
     if len(file.payloads) != tile_count(file.width, file.height, file.tile):
         raise ValueError(f"{len(file.payloads)} payloads for {tile_count(file.width, file.height, file.tile)} tiles")
     if len(file.metadata.exif) + len(file.metadata.icc) > MAX_METADATA:
@@ -169,51 +171,36 @@ def size_problem(width: int, height: int) -> str | None:
     return None
 
 
-class _Reader:
-    """Takes bytes from the front; running out is a :class:`FormatError`."""
-
-    def __init__(self, data: bytes, what: str = "file") -> None:
-        self.data = data
-        self.what = what
-        self.at = 0
-
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.at:
-            raise FormatError(f"the {self.what} is truncated: it ends before the data that its header announces")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if byte == 0 and shift:
-                    raise FormatError("the header is damaged: a number is not in its shortest form")
-                return value
-            shift += 7
-            if shift > 35:
-                raise FormatError("the header is damaged: a number is too long")
-
-
 def unpack(data: bytes) -> GicFile:
     """Read the fields of a file and check that they are consistent.
 
     Args:
-        data: A whole file.
+        data: A whole file; of a progressive one the first bytes suffice.
 
     Raises:
         FormatError: If this is not a ``.gic`` file, or it is damaged, truncated, of another version, or has trailing
-            bytes; the text says which.
+            bytes; the text says which. Damage after the first level of a progressive file is no error:
+            ``progressive.lost`` tells it.
     """
-    body = _checked_body(data)
-    reader = _Reader(body)
+    if data[:3] != MAGIC:
+        raise FormatError("this is no .gic file: it does not begin with GIC")
+    if len(data) > 3 and data[3] not in (VERSION, PROGRESSIVE_VERSION):
+        raise FormatError(
+            f"the file has format version {data[3]}, this gic reads versions {VERSION} and {PROGRESSIVE_VERSION}: "
+            "update gic"
+        )
+    if len(data) < _FIXED.size + _CRC.size:
+        raise TruncatedError(f"the file is truncated: {len(data)} bytes are less than a header")
+    progressive = data[3] == PROGRESSIVE_VERSION
+    reader = Reader(data if progressive else _checked_body(data))
     _, _, flags, model_id = _FIXED.unpack(reader.take(_FIXED.size))
-    if flags & ~(_DITHER | _TILED | _METADATA | _GREY):
+    known = _DITHER | _TILED | _METADATA | _GREY | (_PROGRESSIVE if progressive else 0)
+    if flags & ~known:
         raise FormatError(
             f"the header has unknown flags {flags:#04x}: it is damaged, or of a later gic, which reads it"
         )
+    if progressive and (not flags & _PROGRESSIVE or flags & _DITHER):
+        raise FormatError(f"the header is damaged: a file of version 2 with the flags {flags:#04x}")
     width, height = reader.varint(), reader.varint()
     if (problem := size_problem(width, height)) is not None:
         raise FormatError(f"the header is damaged: {problem}")
@@ -222,37 +209,37 @@ def unpack(data: bytes) -> GicFile:
     tile = reader.varint() * TILE_UNIT if flags & _TILED else 0
     if flags & _TILED and not 0 < tile <= MAX_SIDE:
         raise FormatError(f"the header is damaged: tiles of {tile} pixels")
-    metadata = _read_metadata(reader) if flags & _METADATA else NO_METADATA
+    packed = reader.take(reader.varint()) if flags & _METADATA else None
+    tiles = tile_count(width, height, tile)
+    refinements = None
+    if progressive:
+        payloads, refinements = _read_first_level(reader, tiles, tile > 0)
+    else:
+        payloads = _read_payloads(reader, tiles)
     return GicFile(
         model_id=model_id,
         width=width,
         height=height,
         code=code,
-        payloads=_read_payloads(reader, tile_count(width, height, tile)),
+        payloads=payloads,
         quantizer="dither" if flags & _DITHER else "round",
         seed=seed,
         tile=tile,
-        metadata=metadata,
+        metadata=NO_METADATA if packed is None else _read_metadata(packed),
         grey=bool(flags & _GREY),
+        progressive=refinements,
     )
 
 
 def _checked_body(data: bytes) -> bytes:
     """The file without its checksum, which is verified."""
-    if data[:3] != MAGIC:
-        raise FormatError("this is no .gic file: it does not begin with GIC")
-    if len(data) > 3 and data[3] != VERSION:
-        raise FormatError(f"the file has format version {data[3]}, this gic reads version {VERSION}: update gic")
-    if len(data) < _FIXED.size + _CRC.size:
-        raise FormatError(f"the file is truncated: {len(data)} bytes are less than a header")
     body, (crc,) = data[: -_CRC.size], _CRC.unpack(data[-_CRC.size :])
     if zlib.crc32(body) != crc:
         raise FormatError("the checksum does not match: the file is damaged, truncated or has trailing bytes")
     return body
 
 
-def _read_metadata(reader: _Reader) -> Metadata:
-    packed = reader.take(reader.varint())
+def _read_metadata(packed: bytes) -> Metadata:
     inflate = zlib.decompressobj()
     try:
         raw = inflate.decompress(packed, MAX_METADATA + 10)  # with the varint
@@ -260,7 +247,7 @@ def _read_metadata(reader: _Reader) -> Metadata:
         raise FormatError(f"the metadata is damaged: {error}") from error
     if not inflate.eof or inflate.unused_data:
         raise FormatError("the metadata is damaged or too large")
-    inner = _Reader(raw, "metadata")
+    inner = Reader(raw, "metadata")
     exif = inner.take(inner.varint())
     icc = raw[inner.at :]
     if len(exif) + len(icc) > MAX_METADATA:
@@ -268,7 +255,46 @@ def _read_metadata(reader: _Reader) -> Metadata:
     return Metadata(exif, icc)
 
 
-def _read_payloads(reader: _Reader, tiles: int) -> tuple[Payload, ...]:
+def _read_first_level(reader: Reader, tiles: int, tiled: bool) -> tuple[tuple[Payload, ...], Progressive]:
+    """The coarsest level of a progressive file, verified, and what follows it."""
+    (refinements,) = reader.take(1)
+    if refinements > MAX_REFINEMENTS:
+        raise FormatError(f"the header is damaged: {refinements} levels")
+    sizes = [reader.varint() for _ in range(refinements)]
+    if 2 * tiles > len(reader.data) - reader.at:
+        raise TruncatedError(f"the file is truncated: {len(reader.data)} bytes cannot hold {tiles} tiles")
+    lengths = [reader.varint() for _ in range(2 * tiles)]
+    start = reader.at + sum(lengths) + _CRC.size
+    if start > len(reader.data):
+        raise TruncatedError(
+            f"the file is truncated: it has {len(reader.data)} bytes, and its header and first level take {start}"
+        )
+    payloads = tuple(Payload(reader.take(z), reader.take(y)) for z, y in zip(lengths[::2], lengths[1::2], strict=True))
+    if zlib.crc32(reader.data[: reader.at]) != _CRC.unpack(reader.take(_CRC.size))[0]:
+        raise FormatError("the checksum of the header and the first level does not match: the file is damaged")
+    return payloads, read_chunks(reader.data, start, sizes, tiles, tiled)
+
+
+def truncate(data: bytes, size: int) -> bytes:
+    """The longest useful beginning of a progressive file of at most ``size`` bytes; no weights are needed.
+
+    Raises:
+        FormatError: If the file is damaged, or not progressive.
+        ConfigError: If its header and first level take more bytes.
+    """
+    whole = unpack(data).progressive
+    if whole is None:
+        raise FormatError("only progressive files can be cut, which gic compress --progressive makes: this one is not")
+    if size < whole.start:
+        raise ConfigError(f"the header and the first level of this file take {whole.start} bytes: it cannot be shorter")
+    if size >= whole.held:
+        return data[: whole.held]
+    cut = unpack(data[:size]).progressive
+    assert cut is not None
+    return data[: cut.useful]
+
+
+def _read_payloads(reader: Reader, tiles: int) -> tuple[Payload, ...]:
     rest = len(reader.data) - reader.at
     if 2 * tiles - 1 > rest:
         raise FormatError(f"the file is truncated: {rest} bytes cannot hold {tiles} tiles")

@@ -104,6 +104,16 @@ def _encode(starts: list[int], frequencies: list[int]) -> tuple[int, NDArray[np.
     return state, np.array(words, np.uint16)
 
 
+def usable(available: int, size: int) -> int:
+    """How many of the first ``available`` bytes of a code of ``size`` bytes events can be read from.
+
+    >>> usable(9, 20), usable(3, 20), usable(20, 20)
+    (8, 0, 20)
+    """
+    head = size if size <= 5 else 4 + size % 2
+    return 0 if available < head else available - (available - head) % 2
+
+
 class Decoder:
     """Reads what :func:`encode` wrote, in the same order.
 
@@ -172,6 +182,24 @@ class Decoder:
                 state = state << 16 | word
         self._state, self._words = state, np.array(list(words), np.uint16)
         return np.array(found, np.int32)
+
+    def read_available(self, rows: Rows, tables: NDArray[np.integer[Any]]) -> NDArray[np.int32]:
+        """Like :meth:`read`, for data whose end may be missing: the first events, as many as the data determine."""
+        state, words = self._state, self._words
+        if self._empty:
+            return np.empty(0, np.int32)
+
+        def suffice(count: int) -> bool:
+            self._state, self._words = state, np.append(words, np.uint16(0))
+            self.read(rows, tables[:count])
+            return len(self._words) > 0
+
+        low, high = 0, len(tables)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if suffice(middle) else (low, middle - 1)
+        self._state, self._words = state, words
+        return self.read(rows, tables[: low + 1])  # the event after the last words needs none
 
     def read_bits(self, count: int) -> int:
         """Read a number of ``count`` bits written as an event of that many equal intervals; at most 16."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ IntArray = NDArray[np.int32]
 def dither_values(offsets: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
     """Dither u of offset numbers 0 ... OFFSETS - 1, float32 and exact."""
     return ((offsets.astype(np.float32) + 0.5) / OFFSETS - 0.5).astype(np.float32)
+
+
+class Distributions(NamedTuple):
+    """Distributions of integers: the arguments of :class:`Tables`."""
+
+    low: NDArray[np.int64]
+    size: NDArray[np.int64]
+    cdf: portable.Array
 
 
 class Tables:
@@ -145,6 +153,25 @@ class Tables:
         decoded: IntArray = symbols.astype(np.int32)
         return decoded
 
+    def decode_available(
+        self, data: bytes, size: int, tables: NDArray[np.integer[Any]]
+    ) -> tuple[IntArray, NDArray[np.bool_]]:
+        """Undo :meth:`encode` as far as possible, from the first bytes of its result.
+
+        Args:
+            data: The first bytes; fewer than ``size``.
+            size: Number of bytes of the whole.
+            tables: Table of each symbol of the whole.
+
+        Returns:
+            The first symbols, as many as the data determine, and which of them are known: those outside their table are
+            not.
+        """
+        positions = rans.Decoder(data[: rans.usable(len(data), size)]).read_available(self.rows, tables)
+        tables = tables[: len(positions)]
+        known = positions < self.size[tables]
+        return np.where(known, self.low[tables] + positions, 0).astype(np.int32), known
+
 
 def _escape(distance: int) -> Iterator[tuple[int, int]]:
     """Numbers and their bits that encode a distance: count of digits after the first and sign, then the digits."""
@@ -179,6 +206,17 @@ def _edges(low: NDArray[np.int64], size: NDArray[np.int64]) -> tuple[NDArray[np.
     return table, (low[table] + position) - 0.5
 
 
+def scales() -> portable.Array:
+    """The scales s = sigma / q of Gaussian tables, ascending."""
+    return portable.exp2(np.arange(SCALE_FIRST, SCALE_LAST + 1, SCALE_STEP) / LEVELS_PER_OCTAVE)
+
+
+def scale_numbers(ratio: IntArray) -> IntArray:
+    """Number of the scale nearest to each sigma / q, given by its log2 in units of 1 / LEVELS_PER_OCTAVE."""
+    numbers: IntArray = (ratio - (SCALE_FIRST - SCALE_STEP // 2)) // SCALE_STEP
+    return np.clip(numbers, 0, (SCALE_LAST - SCALE_FIRST) // SCALE_STEP)
+
+
 @cache
 def gaussian_tables(dither: bool) -> Tables:
     """Tables of ``P(k) = Phi((k + u + 1/2) / s) - Phi((k + u - 1/2) / s)`` for all scales s = sigma / q.
@@ -186,14 +224,19 @@ def gaussian_tables(dither: bool) -> Tables:
     Under ``round`` u is 0 and the scale's number is the table's. Under ``dither`` the table is
     ``scale number * OFFSETS + offset number``.
     """
-    scale = portable.exp2(np.arange(SCALE_FIRST, SCALE_LAST + 1, SCALE_STEP) / LEVELS_PER_OCTAVE)
+    scale = scales()
     u = np.zeros(len(scale))
     if dither:
         u = np.tile(dither_values(np.arange(OFFSETS)).astype(np.float64), len(scale))
         scale = np.repeat(scale, OFFSETS)
-    radius = np.maximum(np.floor(_TAIL * scale + (1.0 if dither else 0.5)), 1).astype(np.int64)
+    return Tables(*gaussian(scale, u, 1.0 if dither else 0.5))
+
+
+def gaussian(scale: portable.Array, u: portable.Array, rounding: float) -> Distributions:
+    """Normal distributions with the standard deviations ``scale``, of symbols rounded after ``u`` was subtracted."""
+    radius = np.maximum(np.floor(_TAIL * scale + rounding), 1).astype(np.int64)
     table, edge = _edges(-radius, 2 * radius + 1)
-    return Tables(-radius, 2 * radius + 1, portable.normal_cdf((edge + u[table]) / scale[table]))
+    return Distributions(-radius, 2 * radius + 1, portable.normal_cdf((edge + u[table]) / scale[table]))
 
 
 def factorized_tables(prior: FactorizedPrior) -> Tables:

@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gic.bitstream.coder import Prior, level_value
+from gic.bitstream.chunks import Progressive
+from gic.bitstream.coder import Code, Prior, level_field, level_value
 from gic.bitstream.container import GicFile
+from gic.bitstream.refinement import STEP
 from gic.bitstream.tables import dither_values
 from gic.codec.engine import Engine
 from gic.codec.tiling import HALO, Tile, share, tiles_of
+from gic.errors import FormatError
 from gic.method import sde
 
 
 class Latent(NamedTuple):
-    """A window of y_q, mu and sigma, each (1, M, h, w) on the codec's device, and the level (1,)."""
+    """A window of y_q, mu and sigma, (1, M, h, w) on the codec's device, and the level: (1,), or a field like y_q."""
 
     y_q: Tensor
     mu: Tensor
@@ -30,17 +33,74 @@ class Latent(NamedTuple):
     q: Tensor
 
 
-def decode_symbols(
-    engine: Engine, file: GicFile, index: int, place: Tile
-) -> tuple[NDArray[np.int32], Prior, NDArray[np.int32]]:
-    """Symbols and prior of one tile, from its payload alone: z, prior, y."""
+class Symbols(NamedTuple):
+    """What a file holds of one tile: z (1, N, h/4, w/4), the prior, y (1, M, h, w), and the level of y.
+
+    The level is its code, or an array like y where a progressive file ends between two levels.
+    """
+
+    z: NDArray[np.int32]
+    prior: Prior
+    y: NDArray[np.int32]
+    code: Code
+
+
+def decode_symbols(engine: Engine, file: GicFile, index: int, place: Tile) -> Symbols:
+    """Symbols and prior of one tile, from its payload alone, and from its chunks as far as they are there.
+
+    Raises:
+        FormatError: If the payload is found to be damaged. The first chunk that is found to be damaged ends the tile.
+    """
     rows, columns = engine.latent_size(place)
     payload = file.payloads[index]
     shape = (1, engine.model.compressor.hyper_channels, rows // engine.hyper_stride, columns // engine.hyper_stride)
     z = engine.coder.decode_z(payload.z, shape)
     prior = engine.coder.prior(torch.from_numpy(z))
     offsets = engine.offsets(file.quantizer, file.seed, index, (rows, columns))
-    return z, prior, engine.coder.decode_y(payload.y, prior, file.code, offsets)
+    code = first_code(file)
+    y = engine.coder.decode_y(payload.y, prior, code, offsets)
+    if file.progressive is None:
+        return Symbols(z, prior, y, code)
+    return Symbols(z, prior, *_refined(engine, file.progressive, index, prior, y, code))
+
+
+def first_code(file: GicFile) -> int:
+    """Code of the level of a file's payloads."""
+    return file.code if file.progressive is None else file.code + STEP * file.progressive.refinements
+
+
+def _refined(
+    engine: Engine, progressive: Progressive, index: int, prior: Prior, y: NDArray[np.int32], code: int
+) -> tuple[NDArray[np.int32], Code]:
+    """Symbols of y with all that the chunks of a tile add, and their level."""
+    chunks = [chunk for chunk in progressive.chunks if chunk.tile == index]
+    for level in range(progressive.refinements):
+        refinement = engine.coder.refinement(prior, code - STEP, y)
+        own = [chunk for chunk in chunks if chunk.level == level]
+        done = sum(chunk.elements for chunk in own)
+        finer = np.where(engine.coder.coded_mask(prior, code, False), 3 * y, 0)
+        refined = np.zeros(y.size, bool)
+        at, whole = 0, done == len(refinement)
+        for chunk in own:
+            try:
+                if at + chunk.elements > len(refinement):
+                    raise FormatError("a chunk has more elements than its level")
+                found, symbols = refinement.decode(
+                    chunk.data, at, at + chunk.elements, chunk.size if chunk.cut else None
+                )
+            except FormatError:
+                whole = False
+                break
+            finer.flat[found], refined[found] = symbols, True
+            at += chunk.elements
+            whole = whole and len(found) == chunk.elements
+        if not whole:
+            if not refined.any():
+                return y, code
+            refined = refined.reshape(y.shape)
+            return np.where(refined, finer, y), np.where(refined, code - STEP, code).astype(np.int32)
+        y, code = finer, code - STEP
+    return y, code
 
 
 class Decoding:
@@ -57,15 +117,14 @@ class Decoding:
         self.file = file
         self.reconstruct = reconstruct
         self.progress = progress
-        self.q = level_value(file.code)
         self.places = tiles_of(file.width, file.height, file.tile)
         self.columns = 1 + max(place.column for place in self.places)
-        self.known: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self.known: dict[int, tuple[Tensor, ...]] = {}
 
-    def _latents(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """y_q, mu, sigma of a tile, decoded at first use, (M, h, w) each."""
+    def _latents(self, index: int) -> tuple[Tensor, ...]:
+        """y_q, mu, sigma of a tile, and of a progressive file its levels; decoded at first use, (M, h, w) each."""
         if index not in self.known:
-            _, prior, symbols = decode_symbols(self.engine, self.file, index, self.places[index])
+            _, prior, symbols, code = decode_symbols(self.engine, self.file, index, self.places[index])
             offsets = self.engine.offsets(
                 self.file.quantizer, self.file.seed, index, (symbols.shape[2], symbols.shape[3])
             )
@@ -74,8 +133,11 @@ class Decoding:
                 # Elements that are not coded are mu.
                 mask = torch.from_numpy(self.engine.coder.coded_mask(prior, self.file.code, True))
                 u = torch.where(mask, torch.from_numpy(dither_values(offsets)), 0.0)
-            y_q = sde.dequantize(torch.from_numpy(symbols).float(), self.q, prior.mu, u)
+            q = level_value(code) if isinstance(code, int) else level_field(code)
+            y_q = sde.dequantize(torch.from_numpy(symbols).float(), q, prior.mu, u)
             self.known[index] = (y_q[0], prior.mu[0], prior.sigma[0])
+            if self.file.progressive is not None:
+                self.known[index] += (sde.level(q, y_q).expand_as(y_q)[0],)
         return self.known[index]
 
     def _window(self, index: int) -> tuple[Latent, int, int]:
@@ -102,9 +164,14 @@ class Decoding:
             if line:
                 grid.append(torch.cat(line, dim=-1))
         window = torch.cat(grid, dim=-2)
-        y_q, mu, sigma = (t[None].to(self.engine.device) for t in window)
+        y_q, mu, sigma = (t[None].to(self.engine.device) for t in window[:3])
+        q = torch.tensor([level_value(self.file.code)], device=self.engine.device)
+        if self.file.progressive is not None:
+            field = window[3]
+            same = bool((field == field.flatten()[0]).all())
+            q = (field.flatten()[:1] if same else field[None]).to(self.engine.device)
         top, left = (halo if place.row > 0 else 0), (halo if place.column > 0 else 0)
-        return Latent(y_q, mu, sigma, torch.tensor([self.q], device=self.engine.device)), top, left
+        return Latent(y_q, mu, sigma, q), top, left
 
     @torch.inference_mode()
     def _pixels(self, index: int) -> tuple[Tensor, int, int]:

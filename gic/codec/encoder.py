@@ -6,6 +6,8 @@ pixels -> tiles -> g_a -> y -> h_a -> z (settled, gic.codec.skipped) -> exact pr
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -16,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from gic.bitstream.chunks import MAX_REFINEMENTS, Chunk, Progressive
 from gic.bitstream.coder import Prior, level_code, level_value
 from gic.bitstream.container import NO_METADATA, GicFile, Metadata, Payload, pack, unpack
+from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import SYMBOL_MAX, dither_values
 from gic.codec.engine import Engine
 from gic.codec.rate import nearest, one_target, shortfall, within
@@ -30,6 +34,10 @@ from gic.pictures.tensors import to_tensor
 
 DEFAULT_QUALITY = 50.0
 """Quality if no target is given."""
+
+CHUNK_BYTES = 4096
+"""Size that the chunks of a progressive file have, about."""
+_CHUNK_OVERHEAD = 9  # bytes: its numbers, its check and the state of its coder
 
 ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
 
@@ -120,6 +128,7 @@ class Encoding:
         tile: int,
         metadata: Metadata,
         notes: tuple[str, ...] = (),
+        progressive: bool = False,
     ) -> None:
         self.engine = engine
         self.height, self.width = pixels.shape[-2:]
@@ -129,6 +138,7 @@ class Encoding:
         self.seed = seed if quantizer == "dither" else 0
         self.tile = tile
         self.metadata = metadata
+        self.progressive = progressive
         self.tiles = analyse(engine, pixels, tile, quantizer)
         self.offsets = [
             engine.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
@@ -182,7 +192,7 @@ class Encoding:
         mask = self.engine.coder.coded_mask(tile.prior, code, offsets is not None)
         return np.where(mask, k.numpy(), 0).astype(np.int32)
 
-    def _file(self, code: int, payloads: tuple[Payload, ...]) -> GicFile:
+    def _file(self, code: int, payloads: tuple[Payload, ...], progressive: Progressive | None = None) -> GicFile:
         return GicFile(
             model_id=self.engine.model_id,
             width=self.width,
@@ -194,25 +204,83 @@ class Encoding:
             tile=self.tile,
             metadata=self.metadata,
             grey=self.grey,
+            progressive=progressive,
         )
 
     def at(self, code: int) -> bytes:
         """The file at the level of a code."""
         coder = self.engine.coder
+        if self.progressive:
+            first, chunks = self._first(code), []
+            for level, codes in enumerate(range(first - STEP, code - 1, -STEP)):
+                pieces = [piece for i in range(len(self.tiles)) for piece in self._pieces(i, level, codes, first)]
+                # The pieces of a tile follow each other by their value: sorting keeps their order.
+                chunks += [chunk for _, chunk in sorted(pieces, key=lambda piece: -piece[0])]
+            payloads = tuple(
+                Payload(t.z_data, coder.encode_y(self._symbols(i, first), t.prior, first))
+                for i, t in enumerate(self.tiles)
+            )
+            return pack(self._file(code, payloads, Progressive((first - code) // STEP, tuple(chunks))))
         payloads = tuple(
             Payload(t.z_data, coder.encode_y(self._symbols(i, code), t.prior, code, self.offsets[i]))
             for i, t in enumerate(self.tiles)
         )
         return pack(self._file(code, payloads))
 
+    def _first(self, code: int) -> int:
+        """Code of the first level of a progressive file that ends at the level of ``code``."""
+        return code + min((self.coarsest - code) // STEP, MAX_REFINEMENTS) * STEP
+
+    def _nested(self, index: int, code: int, first: int) -> NDArray[np.int32]:
+        """Symbols at the level of ``code`` that lie in the cells of those at the levels before."""
+        symbols = self._symbols(index, first)
+        for finer in range(first - STEP, code - 1, -STEP):
+            known = self.engine.coder.coded_mask(self.tiles[index].prior, finer + STEP, False)
+            own = self._symbols(index, finer)
+            # The levels' ratio is 3 to 1e-6: an element at the border of a cell may lie beyond it.
+            symbols = np.where(known, own.clip(3 * symbols - 1, 3 * symbols + 1), own)
+        return symbols
+
+    def _refinement(self, index: int, code: int, first: int) -> tuple[Refinement, NDArray[np.int32]]:
+        """What the level of ``code`` adds to a tile, and its symbols."""
+        coarse = self._nested(index, code + STEP, first)
+        return self.engine.coder.refinement(self.tiles[index].prior, code, coarse), self._nested(index, code, first)
+
+    def _pieces(self, index: int, level: int, code: int, first: int) -> Iterator[tuple[int, Chunk]]:
+        """Chunks of a level of a tile, each with the value per bit of its first element."""
+        refinement, symbols = self._refinement(index, code, first)
+        if not len(refinement):
+            return
+        size = np.cumsum(refinement.lengths(symbols)) / 8
+        count = max(1, round(float(size[-1]) / CHUNK_BYTES))
+        edges = np.unique(np.searchsorted(size, size[-1] * np.arange(1, count) / count)).tolist()
+        for start, stop in pairwise([0, *edges, len(refinement)]):
+            if stop > start:
+                data = refinement.encode(symbols, start, stop)
+                yield int(refinement.value[start]), Chunk(level, index, stop - start, data, len(data))
+
     def estimate(self, code: int) -> int:
         """Bytes of the file at the level of a code, from the tables alone."""
+        if self.progressive:
+            return self._estimate_progressive(code)
         payloads = []
         for i, tile in enumerate(self.tiles):
             bits = self.engine.coder.bits_y(self._symbols(i, code), tile.prior, code, self.offsets[i])
             # The coder's state starts with 2 bytes; without coded elements nothing is written.
             payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
         return len(pack(self._file(code, tuple(payloads))))
+
+    def _estimate_progressive(self, code: int) -> int:
+        first = self._first(code)
+        payloads = [Payload(tile.z_data, b"") for tile in self.tiles]
+        size = float(len(pack(self._file(code, tuple(payloads), Progressive(0, ())))))
+        for i, tile in enumerate(self.tiles):
+            size += 4 + self.engine.coder.bits_y(self._symbols(i, first), tile.prior, first) / 8
+            for finer in range(first - STEP, code - 1, -STEP):
+                refinement, symbols = self._refinement(i, finer, first)
+                of_level = float(refinement.lengths(symbols).sum()) / 8
+                size += of_level + _CHUNK_OVERHEAD * max(1, round(of_level / CHUNK_BYTES)) + 2
+        return math.ceil(size)
 
 
 def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gic.bitstream.container import MAX_METADATA, TILE_UNIT, GicFile, size_problem, unpack
-from gic.codec.decoder import Decoding, Latent
+from gic.codec.decoder import Decoding, Latent, first_code
 from gic.codec.encoder import Encoding, ImageLike, read_pixels
 from gic.codec.engine import Engine, check_seed
 from gic.codec.rate import one_target
@@ -54,6 +54,7 @@ class ImageCodec(Engine):
         tile: int | None = None,
         keep_metadata: bool = False,
         strict_rate: bool = True,
+        progressive: bool = False,
     ) -> bytes:
         """Compress one image; give at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
 
@@ -71,6 +72,8 @@ class ImageCodec(Engine):
             strict_rate: Raise an error if the model's range ends more than 2 % before ``bpp``. If false, the file is at
                 the end of the range, and its size tells (``gic compress`` does this, with a note). ``max_bytes`` is
                 never exceeded.
+            progressive: Make a file of which any first part, from its coarsest level on, is a picture. It takes the
+                quantizer ``round``.
 
         Returns:
             A whole ``.gic`` file.
@@ -80,7 +83,14 @@ class ImageCodec(Engine):
             ImageError: If the image cannot be read.
         """
         one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)  # before the work
-        encoding = self.encoding(image, quantizer=quantizer, seed=seed, tile=tile, keep_metadata=keep_metadata)
+        encoding = self.encoding(
+            image,
+            quantizer=quantizer,
+            seed=seed,
+            tile=tile,
+            keep_metadata=keep_metadata,
+            progressive=progressive,
+        )
         return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality, strict_rate=strict_rate)
 
     def encoding(
@@ -91,6 +101,7 @@ class ImageCodec(Engine):
         seed: int = 0,
         tile: int | None = None,
         keep_metadata: bool = False,
+        progressive: bool = False,
     ) -> Encoding:
         """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
         pixels, metadata, notes = read_pixels(image, keep_metadata)
@@ -102,12 +113,14 @@ class ImageCodec(Engine):
             raise ConfigError(f"the side of tiles must be a multiple of {TILE_UNIT}, not {tile}")
         if (problem := piece_problem(width, height, tile)) is not None:
             raise ConfigError(problem)
-        quantizer = quantizer or self.model.quantizer
+        if progressive and quantizer == "dither":
+            raise ConfigError("a progressive file takes the quantizer round, not dither: leave one of the two out")
+        quantizer = "round" if progressive else quantizer or self.model.quantizer
         if quantizer not in ("round", "dither"):
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
             raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
-        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes)
+        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes, progressive)
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
@@ -209,7 +222,7 @@ class ImageCodec(Engine):
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
                 "name the weights it was made with"
             )
-        if not self.finest <= file.code <= self.coarsest:
+        if not self.finest <= file.code <= first_code(file) <= self.coarsest:
             raise FormatError(f"the header is damaged: level code {file.code} lies outside the model's range")
         if (problem := piece_problem(file.width, file.height, file.tile)) is not None:
             raise FormatError(f"the header is damaged: {problem}")

@@ -4,7 +4,8 @@ All integrate the flow whose velocity is the gradient of the rate-variable featu
 
     v(y_q, q) = d y_q / d q = (y_q - D(y_q, q)) / q                            (DESIGN 3 (1))
 
-along the levels q * t, t from 1 down to 0. A sampler is a frozen dataclass: its fields are its parameters, and its
+along the levels q * t, t from 1 down to 0. q may be a field: each element then runs along its own levels, dy/dt = q * v
+(DESIGN 11). A sampler is a frozen dataclass: its fields are its parameters, and its
 method ``run`` is the algorithm.
 
 =========== ========================================================================= ================
@@ -41,7 +42,7 @@ from gic.errors import ConfigError
 from gic.method.sde import Generator, coarsen, level, uniform, velocity
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""``denoiser(y_q, q) -> E[y | y_q]``; ``y_q`` (B, ...), ``q`` (B, 1, ..., 1), float32 or float64."""
+"""``denoiser(y_q, q) -> E[y | y_q]``; ``y_q`` (B, ...), ``q`` (B, 1, ..., 1) or a field, float32 or float64."""
 Realism = float | Sequence[float] | Tensor
 """r in [0, 1] (DESIGN 7): a number, or one for each sample. Give Python floats: reading a tensor waits for the GPU."""
 
@@ -52,7 +53,7 @@ class Flow(NamedTuple):
     Attributes:
         denoiser: Estimate of ``E[y | y_q]``.
         y_q: Latent at level q, (B, ...), float32 or float64.
-        q: The level, (B, 1, ..., 1) or (1, ..., 1).
+        q: The level, (B, 1, ..., 1) or (1, ..., 1), or a field like ``y_q``.
         times: Levels relative to q, from 1 down to 0, see :func:`schedule`.
         mean: ``D(y_q, q)``, like ``y_q``: the first evaluation, which every sampler shares.
         generator: Source of noise for stochastic samplers.
@@ -308,9 +309,9 @@ def reverse(
     """Undo the diffusion: from the transmitted latent at level ``q`` down to level 0 (DESIGN 3, 7).
 
     Args:
-        denoiser: Estimate of ``E[y | y_q]``, called with ``y_q`` (B, ...) and ``q`` (B, 1, ..., 1).
+        denoiser: Estimate of ``E[y | y_q]``, called with ``y_q`` (B, ...) and ``q`` (B, 1, ..., 1) or a field.
         y_q: Latent at level ``q``, (B, ...).
-        q: Quantisation step > 0, a number or (B,).
+        q: Quantisation step > 0, a number, (B,) or a field.
         steps: Number N of steps, at least 1.
         sampler: A sampler, or what :func:`sampler_of` reads as one.
         realism: r in [0, 1], a number or one for each sample: ``(1 - r) * D(y_q, q) + r * y_0`` with ``y_0`` the end of

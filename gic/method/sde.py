@@ -11,8 +11,9 @@ velocity
 
 where ``D(y_q, q) = E[y | y_q]`` is any denoiser: an exact posterior mean, a network, a formula.
 
-Everything here is a pure function of tensors. ``y`` has shape (B, ...); ``q`` is a number or a tensor of
-shape (B,), one level per sample. Arithmetic is in float32 or better for every dtype of ``y``.
+Everything here is a pure function of tensors and holds element by element (DESIGN 11). ``y`` has shape (B, ...); ``q``
+is a number, a tensor of shape (B,), one level per sample, or a field: a tensor of as many dimensions as ``y``, which it
+broadcasts to, one level per element. Arithmetic is in float32 or better for every dtype of ``y``.
 Randomness comes from ``generator``: ``None`` (torch's global one), one generator, or one per sample, in which
 case a sample's noise does not depend on its neighbours in the batch.
 
@@ -34,23 +35,28 @@ QUANTIZERS: tuple[Quantizer, ...] = ("round", "dither", "noise")
 
 
 def level(q: float | Tensor, like: Tensor) -> Tensor:
-    """Shape a level for arithmetic with ``like``: one value per sample, broadcast over the rest.
+    """Shape a level for arithmetic with ``like``: one value, one per sample, or a field of one per element.
 
     Args:
-        q: Quantisation step > 0; a number, a tensor with one element, or a tensor of shape (B,) or
-            (B, 1, ..., 1).
+        q: Quantisation step > 0; a number, a tensor with one element, a tensor of shape (B,), or a field: as many
+            dimensions as ``like``, each of its length or 1.
         like: Tensor of shape (B, ...), whose device and (at least float32) dtype the result takes.
 
     Returns:
-        Tensor of shape (B, 1, ..., 1), or (1, ..., 1) for a single value.
+        Tensor of shape (1, ..., 1) for a single value, (B, 1, ..., 1) for one per sample, the field as it is.
 
     Raises:
-        ValueError: If the number of levels is neither 1 nor B.
+        ValueError: If the levels do not fit to ``like``.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    q = torch.as_tensor(q, dtype=dtype).to(like.device, non_blocking=True).reshape(-1)
+    q = torch.as_tensor(q, dtype=dtype).to(like.device, non_blocking=True)
+    if q.dim() == like.dim() > 1 and all(n in (1, m) for n, m in zip(q.shape, like.shape, strict=True)):
+        return q
+    q = q.reshape(-1)
     if q.numel() not in (1, like.shape[0]):
-        raise ValueError(f"{q.numel()} levels q for a batch of {like.shape[0]}: give one, or one per sample")
+        raise ValueError(
+            f"{q.numel()} levels q for a batch of {like.shape[0]}: give one, one per sample, or a field like the latent"
+        )
     return q.reshape(-1, *[1] * (like.dim() - 1))
 
 
@@ -73,7 +79,7 @@ def quantize(y: Tensor, q: float | Tensor, mu: float | Tensor = 0.0, u: float | 
 
     Args:
         y: Latent, (B, ...).
-        q: Quantisation step > 0, a number or (B,).
+        q: Quantisation step > 0, a number, (B,) or a field.
         mu: Prior mean, like ``y``, around which the grid is laid.
         u: Dither in [-1/2, 1/2], like ``y``; 0 is plain rounding.
     """
@@ -103,7 +109,7 @@ def forward(
 
     Args:
         y: Latent, (B, ...).
-        q: Quantisation step > 0, a number or (B,).
+        q: Quantisation step > 0, a number, (B,) or a field.
         quantizer: ``round``, ``dither`` or ``noise``.
         mu: Prior mean, like ``y``.
         u: Noise in [-1/2, 1/2], like ``y``; drawn from ``generator`` when left out.
@@ -148,7 +154,7 @@ def velocity(y_q: Tensor, q: float | Tensor, denoised: Tensor) -> Tensor:
 
     Args:
         y_q: Latent at level ``q``, (B, ...).
-        q: Quantisation step > 0, a number or (B,).
+        q: Quantisation step > 0, a number, (B,) or a field.
         denoised: ``D(y_q, q)``, like ``y_q``.
 
     Returns:

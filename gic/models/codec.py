@@ -124,7 +124,7 @@ class Codec(nn.Module):
 
         Args:
             latents: Latents of the encoder and the prior; y, mu and sigma (B, M, h, w), float32.
-            q: Level of each image, (B,).
+            q: Level of each image, (B,), or of each element, like y.
             generator: Where the dither is drawn from.
 
         Returns:
@@ -172,7 +172,7 @@ class Codec(nn.Module):
         Args:
             latents: Of these only the prior, mu and sigma, (B, M, h, w), is used: what a decoder has.
             y_q: Latent at level q, (B, M, h, w).
-            q: Level of each image, (B,).
+            q: Level of each image, (B,), or of each element, like y.
             realism: r in [0, 1], a number or one for each image.
             sampler: Sampler, the codec's default if left out.
             steps: Number of steps, the codec's default if left out.
@@ -206,7 +206,7 @@ class Codec(nn.Module):
 
         Args:
             x: Image (B, 3, H, W) in [0, 1]; H and W multiples of ``compressor.multiple``.
-            q: Level of each image, (B,).
+            q: Level of each image, (B,), or of each element, like y.
             realism: r in [0, 1], a number or one for each sample (DESIGN 7).
             sampler: Sampler, the codec's default if left out.
             steps: Number of steps, the codec's default if left out.

@@ -254,7 +254,7 @@ class Compressor(nn.Module):
 
         Args:
             latents: From :meth:`analyse`.
-            q: Quantisation step per sample, (B,) or a number.
+            q: Quantisation step, a number, (B,) or a field like ``latents.y``.
             y_q: Latent at level q; a sample of the additive noise gives the differentiable rate of training.
 
         Returns:

@@ -81,7 +81,7 @@ class LevelGaussian(nn.Module):
 
         Args:
             y_q: Latent at level q, (B, M, h, w).
-            q: Level, (B, 1, 1, 1), > 0, in units of y.
+            q: Level, (B, 1, 1, 1) or a field like ``y_q``, > 0, in units of y.
             mu: Prior mean, like ``y_q``.
             sigma: Prior standard deviation, like ``y_q``; below 0.11 q it counts as 0.11 q.
 

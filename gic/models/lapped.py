@@ -38,6 +38,8 @@ _ENERGY = (2.2, 1.0, 0.5)
 """Standard deviation at frequency 1 of photographs in [0, 1]; it falls as f^-1.5."""
 _SCALE, _SCALE_POWER = 2.28, 0.4
 """A coefficient of deviation d is scaled by ``_SCALE * d ** _SCALE_POWER``, about 1 for one of middle frequency."""
+_COLOUR_IMPORTANCE = (0, 9, 17)
+"""``-0.8 log2`` of ``_ENERGY`` relative to luma's, in tenths: see :func:`importance`."""
 
 
 def dct(n: int) -> Tensor:
@@ -100,6 +102,32 @@ def frequency_groups(channels: int, first: int = 0) -> list[int]:
         keys.append((colour, (u * u + v * v).bit_length(), 0 if u >= 2 * v else 2 if v >= 2 * u else 1))
     numbers = {key: group for group, key in enumerate(sorted(set(keys)))}
     return [numbers[key] for key in keys]
+
+
+def importance(channels: int) -> list[list[int]]:
+    """Squared error of the picture for an error of 1 of each coefficient, in tenths of an octave, up to a constant.
+
+    The scales of the transform make it grow as ``frequency ** 1.2`` and differ between colours. Integer arithmetic, the
+    same everywhere: ``6 log2 s`` with s as in :func:`frequency_groups`, rounded down.
+
+    Returns:
+        For each channel 16 numbers, those of the places (row, column) of a block of means, row by row. They are all the
+        same but for the means, whose second transform makes their frequency depend on the place, a quarter of it.
+
+    >>> [numbers[:2] for numbers in importance(2)]
+    [[-17, -5], [20, 20]]
+    """
+    numbers = []
+    for number in order()[:channels]:
+        colour, place = divmod(number, BLOCK**2)
+        where = range(SUPER_BLOCK**2) if place == 0 else [None] * SUPER_BLOCK**2
+        of_colour = []
+        for inner in where:
+            u, v = (2 * side + 1 for side in (divmod(place, BLOCK) if inner is None else divmod(inner, SUPER_BLOCK)))
+            octaves = ((u * u + v * v) ** 6).bit_length()
+            of_colour.append(octaves + _COLOUR_IMPORTANCE[colour] - (0 if inner is None else 24))
+        numbers.append(of_colour)
+    return numbers
 
 
 class LappedTransform(nn.Module):

@@ -135,7 +135,8 @@ class ReverseNetwork(nn.Module, ABC):
             y_q: Latent at level q, (B, M, h, w).
             mu: Prior mean, like ``y_q``.
             log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
-            log_q: Natural logarithm of the level, (B,).
+            log_q: Natural logarithm of the level, (B,); where levels differ between elements, a field like ``y_q``, of
+                which :func:`mean_level` makes one number for each sample (DESIGN 11).
             realism: r in [0, 1], a number or one for each sample; passed only where ``realistic`` is not None.
 
         Returns:
@@ -219,7 +220,7 @@ class ReverseUNet(ReverseNetwork):
             y_q: Latent at level q, (B, M, h, w), h and w multiples of 2 ** (len(widths) - 1).
             mu: Prior mean, like ``y_q``.
             log_sigma: Natural logarithm of the prior's standard deviation, like ``y_q``.
-            log_q: Natural logarithm of the level, (B,).
+            log_q: Natural logarithm of the level, (B,), or a field like ``y_q``.
             realism: r in [0, 1], a number or one for each sample. Neighbours with equal r go through the network
                 together, which is faster. Without second weights it has no effect.
 
@@ -250,10 +251,11 @@ class ReverseUNet(ReverseNetwork):
         return refined
 
     def _refined(self, y_q: Tensor, mu: Tensor, log_sigma: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.embed(log_q)
-        q = torch.exp(log_q)[:, None, None, None]
+        embedding = self.embed(mean_level(log_q))
+        log_q = log_q if log_q.dim() > 1 else log_q[:, None, None, None]
+        q = torch.exp(log_q)
         # The symbol, the prior mean and sigma / q, squeezed so that outliers stay of order one.
-        x = torch.cat([torch.asinh((y_q - mu) / q), torch.asinh(mu / q), log_sigma - log_q[:, None, None, None]], 1)
+        x = torch.cat([torch.asinh((y_q - mu) / q), torch.asinh(mu / q), log_sigma - log_q], 1)
         x = self.enter(x)
         skips: list[Tensor] = []
         for i, blocks in enumerate(self.down_blocks):
@@ -287,6 +289,17 @@ def _without_realism(module: ReverseUNet, state: dict[str, Any], prefix: str, *_
         state |= {f"{prefix}realistic.{name}": torch.zeros_like(weights) for name, weights in change}
 
 
+def mean_level(log_q: Tensor) -> Tensor:
+    """One logarithm of the level for each sample, (B,): the mean of a field (B, M, h, w), or (B,) as it is.
+
+    >>> mean_level(torch.tensor([[[[0.0, 2.0]]]])), mean_level(torch.tensor([0.5]))
+    (tensor([1.]), tensor([0.5000]))
+    """
+    if log_q.dim() == 1:
+        return log_q
+    return log_q.flatten(1).double().mean(1).to(log_q.dtype)  # in float64, so that the mean of equal numbers is theirs
+
+
 def refine(
     network: nn.Module, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor, realism: Realism = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -295,7 +308,7 @@ def refine(
     Args:
         network: U.
         y_q: Latent at level q, (B, M, h, w).
-        q: Level, (B, 1, 1, 1).
+        q: Level, (B, 1, 1, 1), or a field like ``y_q``.
         mu: Prior mean, like ``y_q``.
         sigma: Prior standard deviation, like ``y_q``.
         realism: r, a number or one for each sample; for networks with a second set of weights.
@@ -304,7 +317,9 @@ def refine(
         ``mu'`` and ``sigma'``, like ``y_q``, float32.
     """
     second = {} if getattr(network, "realistic", None) is None else {"realism": realism}
-    d_mu, d_sigma = network(y_q, mu, torch.log(sigma), torch.log(q).reshape(-1), **second)
+    log_q = torch.log(q)
+    log_q = log_q.reshape(-1) if q.numel() == q.shape[0] else log_q.expand_as(y_q)
+    d_mu, d_sigma = network(y_q, mu, torch.log(sigma), log_q, **second)
     return mu + sigma * d_mu, sigma * torch.exp(d_sigma)
 
 
@@ -328,8 +343,10 @@ def denoiser(network: nn.Module, mu: Tensor, sigma: Tensor, realism: Realism = 0
     def denoise(y_q: Tensor, q: Tensor) -> Tensor:
         if detail.start == y_q.shape[1]:
             return truncated_normal_mean(y_q, q, *refine(network, y_q, q, mu, sigma, realism))
+        field = q.expand_as(y_q)
+        q = q if q.shape[1] == 1 else q[:, own]
         y, m, s = (t[:, own] for t in (y_q, mu, sigma))
         mean = truncated_normal_mean(y, q, *refine(network, y, q, m, s, realism))
-        return torch.cat([mean, _passed(*(t[:, detail] for t in (y_q, q.expand_as(y_q), mu, sigma)))], 1)
+        return torch.cat([mean, _passed(*(t[:, detail] for t in (y_q, field, mu, sigma)))], 1)
 
     return denoise

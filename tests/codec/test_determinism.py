@@ -87,7 +87,7 @@ def hashes(codec: ImageCodec, file: GicFile) -> dict[str, str]:
     """
     symbols, floats = [], []
     for index, place in enumerate(tiles_of(file.width, file.height, file.tile)):
-        z, _, y = decode_symbols(codec, file, index, place)
+        z, _, y, _ = decode_symbols(codec, file, index, place)
         symbols += [z, y]
         mu, sigma = codec.model.compressor.hyper_synthesis(torch.from_numpy(z).float())
         floats += [mu.numpy(), torch.round(torch.log2(sigma) * 16).int().numpy()]

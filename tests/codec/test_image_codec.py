@@ -357,7 +357,7 @@ def test_every_pixel_is_written_once_in_its_place(size, tile) -> None:
     file = codec.open(data)
     expected = torch.full((3, size[1], size[0]), -1.0)
     for index, place in enumerate(tiles_of(*size, tile)):
-        _, prior, symbols = decode_symbols(codec, file, index, place)
+        _, prior, symbols, _ = decode_symbols(codec, file, index, place)
         y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu)
         y = codec.model.denoiser(type("P", (), {"mu": prior.mu, "sigma": prior.sigma}))(  # type: ignore[arg-type]
             y_q, torch.full((1, 1, 1, 1), level_value(file.code))
@@ -418,7 +418,7 @@ def test_a_tile_decodes_from_its_payload_alone(quantizer, codec) -> None:
             p if i == index else Payload(rng.bytes(len(p.z)), rng.bytes(len(p.y))) for i, p in enumerate(file.payloads)
         )
         other = codec.open(pack(replace(file, payloads=garbage)))
-        z, _, y = decode_symbols(codec, other, index, place)
+        z, _, y, _ = decode_symbols(codec, other, index, place)
         assert np.array_equal(z, truth[index][0]) and np.array_equal(y, truth[index][1])
 
 
