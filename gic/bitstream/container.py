@@ -107,6 +107,21 @@ class GicFile:
         """Channels of the decoded picture: 1 for a grey one, 3 for any other and beside an ICC profile."""
         return 1 if self.grey and not self.metadata.icc else 3
 
+    @property
+    def part(self) -> str:
+        """How much of a progressive file is there, in words; empty if all of it is, and for other files."""
+        p = self.progressive
+        if p is None or (p.held == p.size and not p.lost):
+            return ""
+        q = self.levels[p.complete]
+        partly = f", in part up to q {q / 3:.3f}" if p.useful > (p.start, *p.ends)[p.complete] else ""
+        return f"{p.held} of {p.size} bytes, whole up to q {q:.3f}{partly}" + (f"; {p.lost}" if p.lost else "")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Quantisation steps of the levels of the whole file, the coarsest first, for display."""
+        return tuple(self.q * 3**n for n in range(self.progressive.refinements if self.progressive else 0, -1, -1))
+
 
 def tile_count(width: int, height: int, tile: int) -> int:
     """Number of tiles of side ``tile`` that cover an image; 1 if ``tile`` is 0."""
@@ -182,7 +197,7 @@ def unpack(data: bytes) -> GicFile:
             bytes; the text says which. Damage after the first level of a progressive file is no error:
             ``progressive.lost`` tells it.
     """
-    if data[:3] != MAGIC:
+    if data[:3] != MAGIC[: max(len(data), 1)]:
         raise FormatError("this is no .gic file: it does not begin with GIC")
     if len(data) > 3 and data[3] not in (VERSION, PROGRESSIVE_VERSION):
         raise FormatError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gic.bitstream.container import MAX_METADATA, TILE_UNIT, GicFile, size_problem, unpack
+from gic.bitstream.container import MAGIC, MAX_METADATA, TILE_UNIT, VERSION, GicFile, size_problem, unpack
 from gic.codec.decoder import Decoding, Latent, first_code
 from gic.codec.encoder import Encoding, ImageLike, read_pixels
 from gic.codec.engine import Engine, check_seed
 from gic.codec.rate import one_target
 from gic.codec.tiling import Tile, piece_problem, tile_side
-from gic.errors import ConfigError, FormatError, ImageError, in_words
+from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words
 from gic.method.samplers import Sampler, reverse, sampler_of
 from gic.models.reverse import denoiser
 from gic.pictures.tensors import to_image, to_tensor
@@ -140,7 +140,8 @@ class ImageCodec(Engine):
         of an RGB space, is of mode "RGB" with three channels that are the same.
 
         Args:
-            data: A whole ``.gic`` file: its bytes, its path, or an open file.
+            data: A whole ``.gic`` file: its bytes, its path, or an open file; of a progressive one the first part
+                suffices.
             realism: r in [0, 1]: 0 is closest to the original, 1 looks most like a photograph; 1 if left out.
             steps: Steps of the reverse flow, the model's default if left out.
             sampler: Sampler of the reverse flow, for example ``heun`` or ``sde(alpha=0.3)``, see
@@ -152,7 +153,63 @@ class ImageCodec(Engine):
             FormatError: If the file is damaged or was made with other weights.
             ConfigError: If a setting lies outside its range.
         """
-        file = self.open(data)
+        return self._image(self.open(data), realism, steps, sampler, seed, progress)
+
+    def decompress_progressive(
+        self,
+        chunks: Iterable[bytes],
+        *,
+        realism: float | None = None,
+        steps: int | None = None,
+        sampler: str | Sampler | None = None,
+        seed: int = 0,
+    ) -> Iterator[Image.Image]:
+        """Decompress a progressive file while it arrives: a picture for each piece of it that adds something.
+
+        Args:
+            chunks: The bytes of the file, in pieces of any size. Of a file that is not progressive one picture comes at
+                the end.
+            realism: As in :meth:`decompress`, and the three below.
+            steps: Steps of the reverse flow.
+            sampler: Sampler of the reverse flow.
+            seed: Of stochastic samplers.
+
+        Yields:
+            Pictures as :meth:`decompress` makes them, each better than the one before. A piece that is damaged, and all
+            after it, add nothing.
+
+        Raises:
+            FormatError: If the pieces end before the first picture, or cannot be a ``.gic`` file.
+
+        Example:
+            >>> for image in codec.decompress_progressive(response.iter_content(4096)):  # doctest: +SKIP
+            ...     show(image)
+        """
+        received, used = bytearray(), 0
+        for piece in chunks:
+            received += piece
+            if len(received) > len(MAGIC) and received[len(MAGIC)] == VERSION:
+                continue
+            try:
+                file = self.open(received)
+            except TruncatedError:
+                continue
+            assert file.progressive is not None
+            if file.progressive.useful > used:
+                used = file.progressive.useful
+                yield self._image(file, realism, steps, sampler, seed, None)
+        if not used:
+            yield self.decompress(received, realism=realism, steps=steps, sampler=sampler, seed=seed)
+
+    def _image(
+        self,
+        file: GicFile,
+        realism: float | None,
+        steps: int | None,
+        sampler: str | Sampler | None,
+        seed: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> Image.Image:
         image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
         if file.grey:
             image = image.convert("L")

@@ -21,7 +21,18 @@ from gic.bitstream.container import MAGIC, SUFFIX, unpack
 from gic.errors import FormatError, ImageError
 from gic.pictures.load import load_rgb
 
-_OPTIONS = ("q", "bpp", "max_bytes", "quality", "strict_rate", "quantizer", "seed", "tile", "keep_metadata")
+_OPTIONS = (
+    "q",
+    "bpp",
+    "max_bytes",
+    "quality",
+    "strict_rate",
+    "quantizer",
+    "seed",
+    "tile",
+    "keep_metadata",
+    "progressive",
+)
 _codec: Any = None
 
 

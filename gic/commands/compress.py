@@ -23,6 +23,11 @@ def add_options(parser: ArgumentParser) -> None:
     rate.add_argument("--max-bytes", type=int, metavar="N", help="largest file size in bytes, never exceeded")
     rate.add_argument("--quality", type=float, metavar="0..100", help="0 smallest, 100 finest (default 50)")
     parser.add_argument("--strict-rate", action="store_true", help="make an error of a --bpp that cannot be reached")
+    parser.add_argument(
+        "--progressive",
+        action="store_true",
+        help="make a file of which any first part is a picture, see gic truncate; a few per cent smaller, too",
+    )
     parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
     parser.add_argument("--keep-metadata", action="store_true", help="keep EXIF and the ICC profile in the file")
@@ -40,7 +45,11 @@ def run(args: Namespace) -> int:
         if job.target is not None and job.target.suffix != SUFFIX and _is_picture_suffix(job.target.suffix):
             raise ConfigError(f"{job.target} would not be what its suffix says: use {job.target.with_suffix(SUFFIX)}")
         encoding = codec.encoding(
-            read(job.source), quantizer=args.quantizer, seed=args.seed, keep_metadata=args.keep_metadata
+            read(job.source),
+            quantizer=args.quantizer,
+            seed=args.seed,
+            keep_metadata=args.keep_metadata,
+            progressive=args.progressive,
         )
         data = encoding.compress(
             q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality, strict_rate=args.strict_rate
@@ -49,7 +58,8 @@ def run(args: Namespace) -> int:
         file = unpack(data)
         rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
         notes = [*encoding.notes, *filter(None, [encoding.shortfall(data, args.bpp)])]
-        return "; ".join([f"{len(data)} bytes, {rate}, q {file.q:.3f}", *notes])
+        levels = ", ".join(f"{q:.3f}" for q in reversed(file.levels))
+        return "; ".join([f"{len(data)} bytes, {rate}, q {levels}", *notes])
 
     return run_jobs(jobs, one, args)
 

@@ -29,6 +29,7 @@ BENCHMARK = {"test": "measure weights on real files, beside other codecs: gic te
 COMMANDS = {
     "compress": "compress pictures to .gic files at any rate",
     "decompress": "turn .gic files into pictures",
+    "truncate": "cut progressive .gic files to a size, without decoding them",
     "info": "show the contents of a .gic file",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",

@@ -44,8 +44,13 @@ def run(args: Namespace) -> int:
             else:
                 print(one_line(name))
                 for key, value in facts.items():
-                    if key == "tile_side" and not value:
-                        continue  # one piece
+                    if (key == "tile_side" and not value) or key == "cut_points":
+                        continue  # one piece; and what is many numbers
+                    if key == "levels":
+                        for level in value:
+                            at = f"{level['bytes']} bytes, {level['bits_per_pixel']:.4f} bits per pixel"
+                            print(f"  {'level':<16}q {level['q']:.4f} at {at}")
+                        continue
                     print(f"  {key.replace('_', ' '):<16}{value}")
     return code
 
@@ -58,6 +63,19 @@ def describe(data: bytes) -> dict[str, Any]:
     """
     file = unpack(data)
     z_bytes, y_bytes = sum(len(p.z) for p in file.payloads), sum(len(p.y) for p in file.payloads)
+    pixels = file.width * file.height
+    progressive: dict[str, Any] = {}
+    if (chunks := file.progressive) is not None:
+        y_bytes += sum(len(chunk.data) for chunk in chunks.chunks)
+        ends = zip(file.levels, (chunks.start, *chunks.ends), strict=True)
+        progressive = {
+            "levels": [
+                {"q": round(q, 4), "bytes": end, "bits_per_pixel": round(end * 8 / pixels, 4)} for q, end in ends
+            ],
+            "cut_points": [chunks.start, *(stop for stop in chunks.stops if stop <= chunks.held)],
+            "whole_bytes": chunks.size,
+            "held": file.part or "all",
+        }
     return {
         "width": file.width,
         "height": file.height,
@@ -66,7 +84,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "q": round(file.q, 4),
         "quantizer": file.quantizer,
         "bytes": len(data),
-        "bits_per_pixel": round(len(data) * 8 / (file.width * file.height), 4),
+        "bits_per_pixel": round(len(data) * 8 / pixels, 4),
         "header_bytes": len(data) - z_bytes - y_bytes,
         "z_bytes": z_bytes,
         "y_bytes": y_bytes,
@@ -74,5 +92,6 @@ def describe(data: bytes) -> dict[str, Any]:
         "tile_side": file.tile,
         "exif_bytes": len(file.metadata.exif),
         "icc_bytes": len(file.metadata.icc),
-        "checksum": "ok",
+        "checksum": "ok" if file.progressive is None or not file.progressive.lost else "damaged",
+        **progressive,
     }
