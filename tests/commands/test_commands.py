@@ -471,6 +471,70 @@ def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
         assert json.loads(capsys.readouterr().out)["q"] == round(q, 4)
 
 
+# --- progressive files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def progressive(folder: Path, capsys) -> bytes:
+    """a.gic, a progressive file of three levels."""
+    assert run(["compress", "a.png", "--progressive", "--q", "0.5"]) == 0
+    assert "q 0.500, 1.500, 4.500" in capsys.readouterr().err
+    return Path("a.gic").read_bytes()
+
+
+def test_a_progressive_file_is_cut_to_any_size(progressive: bytes, capsys) -> None:
+    start = unpack(progressive).progressive.start
+    for size in range(start, len(progressive) + 9, 7):
+        assert run(["truncate", "a.gic", "-o", "b.gic", "--overwrite", "--max-bytes", str(size)]) == 0
+        assert size - 60 < len(Path("b.gic").read_bytes()) <= size or size > len(progressive)
+        assert progressive.startswith(Path("b.gic").read_bytes())
+    assert Path("b.gic").read_bytes() == progressive and "the whole file" in capsys.readouterr().err
+    assert run(["truncate", "a.gic", "-o", "out/", "--bpp", str(1.9 * 8 * start / unpack(progressive).width / 30)]) == 0
+    cut = len(Path("out/a.gic").read_bytes())
+    assert start < cut <= 1.9 * start
+    assert f"{cut} of {len(progressive)} bytes, whole up to q" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["a.gic", "-o", "b.gic", "--max-bytes", "9"], "the header and the first level of this file take"),
+        (["a.gic", "-o", "b.gic", "--bpp", "nan"], "positive"),
+        (["a.gic", "-o", "b.gic", "--max-bytes", "-9"], "positive"),
+        (["a.gic", "--max-bytes", "900"], "name the result: -o FILE"),
+        (["plain.gic", "-o", "b.gic", "--max-bytes", "900"], "gic compress --progressive"),
+        (["nothing.gic", "-o", "b.gic", "--max-bytes", "900"], "nothing.gic"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(progressive: bytes, capsys, words: list[str], reason: str) -> None:
+    run(["compress", "a.png", "-o", "plain.gic"])
+    capsys.readouterr()
+    assert run(["truncate", *words]) == 2
+    assert reason in capsys.readouterr().err and not Path("b.gic").exists()
+
+
+def test_decompress_and_info_tell_how_much_of_a_file_is_there(progressive: bytes, capsys) -> None:
+    ends = (unpack(progressive).progressive.start, *unpack(progressive).progressive.ends)
+    assert run(["info", "a.gic", "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert [level["bytes"] for level in whole["levels"]] == list(ends)
+    assert [level["q"] for level in whole["levels"]] == [4.5, 1.5, 0.5] and whole["held"] == "all"
+    assert set(ends) <= set(whole["cut_points"])
+    for size, told in ((ends[1], "whole up to q 1.500"), (ends[2] - 9, "in part up to q 0.500")):
+        Path("b.gic").write_bytes(progressive[:size])
+        assert run(["decompress", "b.gic", "--overwrite"]) == 0
+        assert f"{size} of {len(progressive)} bytes, whole up to q 1.5" in (said := capsys.readouterr().err)
+        assert told in said
+        assert run(["info", "b.gic"]) == 0
+        assert told in capsys.readouterr().out
+    Path("b.gic").write_bytes(progressive[: ends[1] + 9] + b"?" + progressive[ends[1] + 10 :])
+    assert run(["decompress", "b.gic", "--overwrite"]) == 0
+    assert f"is damaged (its checksum does not match): {ends[2] - ends[1]} bytes are lost" in capsys.readouterr().err
+    Path("b.gic").write_bytes(progressive[: ends[0] - 1])
+    assert run(["decompress", "b.gic", "--overwrite"]) == 2
+    assert f"its header and first level take {ends[0]}" in capsys.readouterr().err
+
+
 # --- as a process ---------------------------------------------------------------------------------------------
 
 
