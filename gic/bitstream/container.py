@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,9 +34,11 @@ MAX_PIXELS = 1 << 28
 MAX_METADATA = 1 << 24
 """Largest size of the metadata after decompression, in bytes."""
 TILE_UNIT = 64
-"""Tile sides are multiples of this, in pixels."""
+"""Tile sides are multiples of this, in pixels; the side of the blocks that have a level of their own."""
+REGION_STEP, MAX_REGION = 256, 40
+"""Unit of the blocks' offsets, in codes (a quarter of an octave), and the largest offset, in this unit."""
 
-_DITHER, _TILED, _METADATA, _GREY, _PROGRESSIVE = 1, 2, 4, 8, 16
+_DITHER, _TILED, _METADATA, _GREY, _PROGRESSIVE, _REGIONS = 1, 2, 4, 8, 16, 32
 _FIXED = struct.Struct(f"<3sBB{MODEL_ID_BYTES}s")
 _CRC = struct.Struct("<I")
 
@@ -83,6 +86,8 @@ class GicFile:
         metadata: EXIF and ICC.
         grey: Whether red, green and blue are the same in every pixel of the original image.
         progressive: What a progressive file adds to ``payloads``, which then are those of its coarsest level.
+        regions: How much coarser than the rest each block of 64 x 64 pixels is, in units of REGION_STEP codes, one byte
+            for each, row by row; empty if none is. Only beside ``progressive``, which may have no refinements.
     """
 
     model_id: bytes
@@ -96,6 +101,7 @@ class GicFile:
     metadata: Metadata = NO_METADATA
     grey: bool = False
     progressive: Progressive | None = None
+    regions: bytes = b""
 
     @property
     def q(self) -> float:
@@ -128,6 +134,11 @@ def tile_count(width: int, height: int, tile: int) -> int:
     return 1 if tile == 0 else -(-width // tile) * -(-height // tile)
 
 
+def block_count(width: int, height: int) -> int:
+    """Number of blocks of TILE_UNIT x TILE_UNIT pixels that cover an image."""
+    return -(-width // TILE_UNIT) * -(-height // TILE_UNIT)
+
+
 def _pack_metadata(metadata: Metadata) -> bytes:
     return zlib.compress(varint(len(metadata.exif)) + metadata.exif + metadata.icc, 9)
 
@@ -141,6 +152,7 @@ def pack(file: GicFile) -> bytes:
     _check_ranges(file)
     flags = _DITHER * (file.quantizer == "dither") | _TILED * (file.tile > 0) | _GREY * file.grey
     flags |= _METADATA * (file.metadata != NO_METADATA) | _PROGRESSIVE * (file.progressive is not None)
+    flags |= _REGIONS * bool(file.regions)
     version = VERSION if file.progressive is None else PROGRESSIVE_VERSION
     out = bytearray(_FIXED.pack(MAGIC, version, flags, file.model_id))
     out += varint(file.width) + varint(file.height) + struct.pack("<h", file.code)
@@ -158,6 +170,9 @@ def pack(file: GicFile) -> bytes:
     else:
         tail = pack_chunks(file.progressive, file.tile > 0)
         out += bytes([len(tail)]) + b"".join(varint(bytes_of(level)) for level in tail)
+    if file.regions:
+        packed = _pack_regions(file.regions)
+        out += varint(len(packed)) + packed
     out += b"".join(map(varint, lengths)) + b"".join(payload.z + payload.y for payload in file.payloads)
     return append_chunks(bytes(out) + _CRC.pack(zlib.crc32(out)), tail)
 
@@ -171,6 +186,12 @@ def _check_ranges(file: GicFile) -> None:
         raise ValueError(f"tile {file.tile} or seed {file.seed} out of range")
     if file.progressive is not None and file.quantizer != "round":
         raise ValueError("a progressive file takes the quantizer round")
+    if file.regions and (
+        file.progressive is None
+        or len(file.regions) != block_count(file.width, file.height)
+        or max(file.regions) > MAX_REGION
+    ):
+        raise ValueError("the offsets of the blocks do not fit to the file")
     if len(file.payloads) != tile_count(file.width, file.height, file.tile):
         raise ValueError(f"{len(file.payloads)} payloads for {tile_count(file.width, file.height, file.tile)} tiles")
     if len(file.metadata.exif) + len(file.metadata.icc) > MAX_METADATA:
@@ -209,7 +230,7 @@ def unpack(data: bytes) -> GicFile:
     progressive = data[3] == PROGRESSIVE_VERSION
     reader = Reader(data if progressive else _checked_body(data))
     _, _, flags, model_id = _FIXED.unpack(reader.take(_FIXED.size))
-    known = _DITHER | _TILED | _METADATA | _GREY | (_PROGRESSIVE if progressive else 0)
+    known = _DITHER | _TILED | _METADATA | _GREY | (_PROGRESSIVE | _REGIONS if progressive else 0)
     if flags & ~known:
         raise FormatError(
             f"the header has unknown flags {flags:#04x}: it is damaged, or of a later gic, which reads it"
@@ -226,9 +247,11 @@ def unpack(data: bytes) -> GicFile:
         raise FormatError(f"the header is damaged: tiles of {tile} pixels")
     packed = reader.take(reader.varint()) if flags & _METADATA else None
     tiles = tile_count(width, height, tile)
-    refinements = None
+    refinements, offsets = None, b""
     if progressive:
-        payloads, refinements = _read_first_level(reader, tiles, tile > 0)
+        sizes = _read_sizes(reader)
+        offsets = reader.take(reader.varint()) if flags & _REGIONS else b""
+        payloads, refinements = _read_first_level(reader, sizes, tiles, tile > 0)
     else:
         payloads = _read_payloads(reader, tiles)
     return GicFile(
@@ -243,6 +266,7 @@ def unpack(data: bytes) -> GicFile:
         metadata=NO_METADATA if packed is None else _read_metadata(packed),
         grey=bool(flags & _GREY),
         progressive=refinements,
+        regions=_read_regions(offsets, block_count(width, height)) if flags & _REGIONS else b"",
     )
 
 
@@ -270,12 +294,34 @@ def _read_metadata(packed: bytes) -> Metadata:
     return Metadata(exif, icc)
 
 
-def _read_first_level(reader: Reader, tiles: int, tiled: bool) -> tuple[tuple[Payload, ...], Progressive]:
-    """The coarsest level of a progressive file, verified, and what follows it."""
+def _read_sizes(reader: Reader) -> list[int]:
+    """Bytes of each refinement of a progressive file."""
     (refinements,) = reader.take(1)
     if refinements > MAX_REFINEMENTS:
         raise FormatError(f"the header is damaged: {refinements} levels")
-    sizes = [reader.varint() for _ in range(refinements)]
+    return [reader.varint() for _ in range(refinements)]
+
+
+def _pack_regions(regions: bytes) -> bytes:
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return deflate.compress(regions) + deflate.flush()
+
+
+def _read_regions(packed: bytes, blocks: int) -> bytes:
+    inflate = zlib.decompressobj(-15)
+    try:
+        regions = inflate.decompress(packed, blocks + 1)
+    except zlib.error as error:
+        raise FormatError(f"the offsets of the blocks are damaged: {error}") from error
+    if len(regions) != blocks or not inflate.eof or inflate.unused_data or max(regions) > MAX_REGION:
+        raise FormatError("the offsets of the blocks are damaged")
+    return regions
+
+
+def _read_first_level(
+    reader: Reader, sizes: Sequence[int], tiles: int, tiled: bool
+) -> tuple[tuple[Payload, ...], Progressive]:
+    """The coarsest level of a progressive file, verified, and what follows it."""
     if 2 * tiles > len(reader.data) - reader.at:
         raise TruncatedError(f"the file is truncated: {len(reader.data)} bytes cannot hold {tiles} tiles")
     lengths = [reader.varint() for _ in range(2 * tiles)]

@@ -18,7 +18,7 @@ from gic.bitstream.coder import Code, Prior, level_field, level_value
 from gic.bitstream.container import GicFile
 from gic.bitstream.refinement import STEP
 from gic.bitstream.tables import dither_values
-from gic.codec.engine import Engine
+from gic.codec.engine import Engine, tile_codes
 from gic.codec.tiling import HALO, Tile, share, tiles_of
 from gic.errors import FormatError
 from gic.method import sde
@@ -57,7 +57,7 @@ def decode_symbols(engine: Engine, file: GicFile, index: int, place: Tile) -> Sy
     z = engine.coder.decode_z(payload.z, shape)
     prior = engine.coder.prior(torch.from_numpy(z))
     offsets = engine.offsets(file.quantizer, file.seed, index, (rows, columns))
-    code = first_code(file)
+    code = tile_codes(engine, file.regions, (file.width, file.height), place, first_code(file))
     y = engine.coder.decode_y(payload.y, prior, code, offsets)
     if file.progressive is None:
         return Symbols(z, prior, y, code)
@@ -65,12 +65,12 @@ def decode_symbols(engine: Engine, file: GicFile, index: int, place: Tile) -> Sy
 
 
 def first_code(file: GicFile) -> int:
-    """Code of the level of a file's payloads."""
+    """Code of the level of a file's payloads, where blocks have no offset."""
     return file.code if file.progressive is None else file.code + STEP * file.progressive.refinements
 
 
 def _refined(
-    engine: Engine, progressive: Progressive, index: int, prior: Prior, y: NDArray[np.int32], code: int
+    engine: Engine, progressive: Progressive, index: int, prior: Prior, y: NDArray[np.int32], code: Code
 ) -> tuple[NDArray[np.int32], Code]:
     """Symbols of y with all that the chunks of a tile add, and their level."""
     chunks = [chunk for chunk in progressive.chunks if chunk.tile == index]

@@ -8,29 +8,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from gic.bitstream.chunks import MAX_REFINEMENTS, Chunk, Progressive
-from gic.bitstream.coder import Prior, level_code, level_value
-from gic.bitstream.container import NO_METADATA, GicFile, Metadata, Payload, pack, unpack
+from gic.bitstream.coder import Code, Prior, level_code, level_field, level_value
+from gic.bitstream.container import REGION_STEP, GicFile, Metadata, Payload, pack, unpack
 from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import SYMBOL_MAX, dither_values
-from gic.codec.engine import Engine
+from gic.codec.engine import Engine, tile_codes
 from gic.codec.rate import nearest, one_target, shortfall, within
 from gic.codec.skipped import settle
 from gic.codec.tiling import HALO, Tile, tiles_of
-from gic.errors import ConfigError, ImageError
+from gic.errors import ConfigError
 from gic.method import sde
-from gic.pictures.load import load_rgb
-from gic.pictures.tensors import to_tensor
 
 DEFAULT_QUALITY = 50.0
 """Quality if no target is given."""
@@ -38,8 +34,6 @@ DEFAULT_QUALITY = 50.0
 CHUNK_BYTES = 4096
 """Size that the chunks of a progressive file have, about."""
 _CHUNK_OVERHEAD = 9  # bytes: its numbers, its check and the state of its coder
-
-ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
 
 
 class Analysed(NamedTuple):
@@ -129,6 +123,7 @@ class Encoding:
         metadata: Metadata,
         notes: tuple[str, ...] = (),
         progressive: bool = False,
+        regions: bytes = b"",
     ) -> None:
         self.engine = engine
         self.height, self.width = pixels.shape[-2:]
@@ -139,6 +134,8 @@ class Encoding:
         self.tile = tile
         self.metadata = metadata
         self.progressive = progressive
+        self.regions = regions
+        self.places = tiles_of(self.width, self.height, tile)
         self.tiles = analyse(engine, pixels, tile, quantizer)
         self.offsets = [
             engine.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
@@ -185,10 +182,11 @@ class Encoding:
             return ""
         return shortfall(self, data, unpack(data).code, bpp * self.width * self.height / 8)
 
-    def _symbols(self, index: int, code: int) -> NDArray[np.int32]:
+    def _symbols(self, index: int, code: Code) -> NDArray[np.int32]:
         tile, offsets = self.tiles[index], self.offsets[index]
         u = 0.0 if offsets is None else torch.from_numpy(dither_values(offsets))
-        k = sde.quantize(tile.y, level_value(code), tile.prior.mu, u).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        q = level_value(code) if isinstance(code, int) else level_field(code)
+        k = sde.quantize(tile.y, q, tile.prior.mu, u).clamp(-SYMBOL_MAX, SYMBOL_MAX)
         mask = self.engine.coder.coded_mask(tile.prior, code, offsets is not None)
         return np.where(mask, k.numpy(), 0).astype(np.int32)
 
@@ -205,103 +203,86 @@ class Encoding:
             metadata=self.metadata,
             grey=self.grey,
             progressive=progressive,
+            regions=b"" if progressive is None else self._offsets(code),
         )
 
     def at(self, code: int) -> bytes:
         """The file at the level of a code."""
         coder = self.engine.coder
-        if self.progressive:
-            first, chunks = self._first(code), []
-            for level, codes in enumerate(range(first - STEP, code - 1, -STEP)):
-                pieces = [piece for i in range(len(self.tiles)) for piece in self._pieces(i, level, codes, first)]
-                # The pieces of a tile follow each other by their value: sorting keeps their order.
-                chunks += [chunk for _, chunk in sorted(pieces, key=lambda piece: -piece[0])]
-            payloads = tuple(
-                Payload(t.z_data, coder.encode_y(self._symbols(i, first), t.prior, first))
-                for i, t in enumerate(self.tiles)
-            )
-            return pack(self._file(code, payloads, Progressive((first - code) // STEP, tuple(chunks))))
+        if self.progressive or self.regions:
+            return self._version_2(code)
         payloads = tuple(
             Payload(t.z_data, coder.encode_y(self._symbols(i, code), t.prior, code, self.offsets[i]))
             for i, t in enumerate(self.tiles)
         )
         return pack(self._file(code, payloads))
 
-    def _first(self, code: int) -> int:
-        """Code of the first level of a progressive file that ends at the level of ``code``."""
-        return code + min((self.coarsest - code) // STEP, MAX_REFINEMENTS) * STEP
-
-    def _nested(self, index: int, code: int, first: int) -> NDArray[np.int32]:
-        """Symbols at the level of ``code`` that lie in the cells of those at the levels before."""
-        symbols = self._symbols(index, first)
-        for finer in range(first - STEP, code - 1, -STEP):
-            known = self.engine.coder.coded_mask(self.tiles[index].prior, finer + STEP, False)
-            own = self._symbols(index, finer)
-            # The levels' ratio is 3 to 1e-6: an element at the border of a cell may lie beyond it.
-            symbols = np.where(known, own.clip(3 * symbols - 1, 3 * symbols + 1), own)
-        return symbols
-
-    def _refinement(self, index: int, code: int, first: int) -> tuple[Refinement, NDArray[np.int32]]:
-        """What the level of ``code`` adds to a tile, and its symbols."""
-        coarse = self._nested(index, code + STEP, first)
-        return self.engine.coder.refinement(self.tiles[index].prior, code, coarse), self._nested(index, code, first)
-
-    def _pieces(self, index: int, level: int, code: int, first: int) -> Iterator[tuple[int, Chunk]]:
-        """Chunks of a level of a tile, each with the value per bit of its first element."""
-        refinement, symbols = self._refinement(index, code, first)
-        if not len(refinement):
-            return
-        size = np.cumsum(refinement.lengths(symbols)) / 8
-        count = max(1, round(float(size[-1]) / CHUNK_BYTES))
-        edges = np.unique(np.searchsorted(size, size[-1] * np.arange(1, count) / count)).tolist()
-        for start, stop in pairwise([0, *edges, len(refinement)]):
-            if stop > start:
-                data = refinement.encode(symbols, start, stop)
-                yield int(refinement.value[start]), Chunk(level, index, stop - start, data, len(data))
-
     def estimate(self, code: int) -> int:
         """Bytes of the file at the level of a code, from the tables alone."""
-        if self.progressive:
-            return self._estimate_progressive(code)
-        payloads = []
+        coder = self.engine.coder
+        payloads, more = [], 0.0
         for i, tile in enumerate(self.tiles):
-            bits = self.engine.coder.bits_y(self._symbols(i, code), tile.prior, code, self.offsets[i])
-            # The coder's state starts with 2 bytes; without coded elements nothing is written.
-            payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
-        return len(pack(self._file(code, tuple(payloads))))
+            for codes, symbols, refinement in self._levels(i, code):
+                if refinement is None:
+                    bits = coder.bits_y(symbols, tile.prior, codes, self.offsets[i])
+                    # The coder's state starts with 2 bytes; without coded elements nothing is written.
+                    payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
+                elif len(refinement):
+                    size = float(refinement.lengths(symbols).sum()) / 8
+                    more += size + _CHUNK_OVERHEAD * max(1, round(size / CHUNK_BYTES))
+        progressive = Progressive(self._refinements(code), ()) if self.progressive or self.regions else None
+        return len(pack(self._file(code, tuple(payloads), progressive))) + math.ceil(more)
 
-    def _estimate_progressive(self, code: int) -> int:
-        first = self._first(code)
-        payloads = [Payload(tile.z_data, b"") for tile in self.tiles]
-        size = float(len(pack(self._file(code, tuple(payloads), Progressive(0, ())))))
+    # --- files of version 2 ---------------------------------------------------------------------------------------
+
+    def _version_2(self, code: int) -> bytes:
+        payloads: list[Payload] = []
+        pieces: list[list[tuple[int, Chunk]]] = [[] for _ in range(self._refinements(code))]
         for i, tile in enumerate(self.tiles):
-            size += 4 + self.engine.coder.bits_y(self._symbols(i, first), tile.prior, first) / 8
-            for finer in range(first - STEP, code - 1, -STEP):
-                refinement, symbols = self._refinement(i, finer, first)
-                of_level = float(refinement.lengths(symbols).sum()) / 8
-                size += of_level + _CHUNK_OVERHEAD * max(1, round(of_level / CHUNK_BYTES)) + 2
-        return math.ceil(size)
+            for level, (codes, symbols, refinement) in enumerate(self._levels(i, code), -1):
+                if refinement is None:
+                    payloads.append(Payload(tile.z_data, self.engine.coder.encode_y(symbols, tile.prior, codes)))
+                else:
+                    pieces[level] += _pieces(refinement, symbols, level, i)
+        # The pieces of a tile follow each other by their value: sorting keeps their order.
+        chunks = tuple(chunk for level in pieces for _, chunk in sorted(level, key=lambda piece: -piece[0]))
+        return pack(self._file(code, tuple(payloads), Progressive(len(pieces), chunks)))
+
+    def _offsets(self, code: int) -> bytes:
+        """Offsets of the blocks, as far as the model's range allows where the finest level is that of ``code``."""
+        limit = (self.coarsest - code) // REGION_STEP
+        return bytes(min(offset, limit) for offset in self.regions)
+
+    def _refinements(self, code: int) -> int:
+        """Number of levels before the one of ``code``, three times as coarse each, that the model's range has."""
+        if not self.progressive:
+            return 0
+        coarsest = code + REGION_STEP * max(self._offsets(code), default=0)
+        return min((self.coarsest - coarsest) // STEP, MAX_REFINEMENTS)
+
+    def _levels(self, index: int, code: int) -> Iterator[tuple[Code, NDArray[np.int32], Refinement | None]]:
+        """Levels of a tile, the coarsest first: codes, symbols, and what the level adds to the one before."""
+        coder, prior, symbols = self.engine.coder, self.tiles[index].prior, None
+        size, offsets = (self.width, self.height), self._offsets(code)
+        for finer in range(code + STEP * self._refinements(code), code - 1, -STEP):
+            codes = tile_codes(self.engine, offsets, size, self.places[index], finer)
+            own, refinement = self._symbols(index, codes), None
+            if symbols is not None:
+                refinement = coder.refinement(prior, codes, symbols)
+                # The levels' ratio is 3 to 1e-6: an element at the border of a cell may lie beyond it.
+                known = coder.coded_mask(prior, codes + STEP, False)
+                own = np.where(known, own.clip(3 * symbols - 1, 3 * symbols + 1), own)
+            yield codes, own, refinement
+            symbols = own
 
 
-def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:
-    """Pixels as uint8 (3, H, W), the metadata to store, and notes on what was changed."""
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        image = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)
-    if isinstance(image, Tensor):
-        if image.dim() != 3 or image.shape[0] != 3:
-            raise ImageError(f"a tensor must have the shape (3, H, W), not {tuple(image.shape)}")
-        if image.dtype == torch.uint8:
-            return image.cpu(), NO_METADATA, ()
-        if not image.is_floating_point() or not bool(torch.isfinite(image).all()):
-            raise ImageError("a tensor must be uint8, or float in [0, 1] without NaN")
-        return torch.round(image.detach().float().cpu().clamp(0, 1) * 255).to(torch.uint8), NO_METADATA, ()
-    if not isinstance(image, (bytes, str, Path, Image.Image)) and not hasattr(image, "read"):
-        raise ImageError(
-            "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), "
-            f"not {type(image).__name__}"
-        )
-    loaded = load_rgb(image, keep_profile=keep_metadata)
-    metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA
-    return to_tensor(loaded.image), metadata, loaded.notes
+def _pieces(refinement: Refinement, symbols: NDArray[np.int32], level: int, tile: int) -> Iterator[tuple[int, Chunk]]:
+    """Chunks of a level of a tile, each with the value per bit of its first element."""
+    if not len(refinement):
+        return
+    size = np.cumsum(refinement.lengths(symbols)) / 8
+    count = max(1, round(float(size[-1]) / CHUNK_BYTES))
+    edges = np.searchsorted(size, size[-1] * np.arange(count) / count).tolist()
+    for start, stop in pairwise(sorted({*edges, len(refinement)})):
+        data = refinement.encode(symbols, start, stop)
+        yield int(refinement.value[start]), Chunk(level, tile, stop - start, data, len(data))

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gic.bitstream.coder import EntropyCoder, level_code
-from gic.bitstream.container import MODEL_ID_BYTES, TILE_UNIT
+from gic.bitstream.coder import Code, EntropyCoder, level_code
+from gic.bitstream.container import MODEL_ID_BYTES, REGION_STEP, TILE_UNIT
 from gic.bitstream.tables import OFFSETS
 from gic.codec.tiling import HALO, Tile
 from gic.devices import automatic_device, check_device
@@ -72,6 +72,32 @@ class Engine:
         raw = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, index]).random_raw(-(-count // 8))
         numbers = np.asarray(raw, dtype="<u8").view(np.uint8)[:count] % OFFSETS
         return numbers.astype(np.uint8).reshape(shape)
+
+
+def tile_codes(engine: Engine, regions: bytes, size: tuple[int, int], place: Tile, code: int) -> Code:
+    """Codes of the levels of a tile's elements.
+
+    Args:
+        engine: The model.
+        regions: Offsets of the blocks of the image, see :class:`gic.bitstream.container.GicFile`, or empty.
+        size: Width and height of the image, in pixels.
+        place: The tile.
+        code: Code without an offset.
+
+    Returns:
+        The code, or an array (1, 1, h, w) of the codes of all channels, int32.
+    """
+    if not regions:
+        return code
+    blocks = np.frombuffer(regions, np.uint8).reshape(-(-size[1] // TILE_UNIT), -(-size[0] // TILE_UNIT))
+    rows, columns = engine.latent_size(place)
+    of_block = TILE_UNIT // engine.stride
+    y, x = (
+        np.arange(rows) // of_block + place.top // TILE_UNIT,
+        np.arange(columns) // of_block + place.left // TILE_UNIT,
+    )
+    codes: NDArray[np.int32] = code + REGION_STEP * blocks[np.ix_(y, x)].astype(np.int32)[None, None]
+    return codes
 
 
 def model_id(model: Codec) -> bytes:

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gic.bitstream.container import MAGIC, MAX_METADATA, TILE_UNIT, VERSION, GicFile, size_problem, unpack
+from gic.bitstream.container import MAGIC, MAX_METADATA, REGION_STEP, TILE_UNIT, VERSION, GicFile, size_problem, unpack
 from gic.codec.decoder import Decoding, Latent, first_code
-from gic.codec.encoder import Encoding, ImageLike, read_pixels
+from gic.codec.encoder import Encoding
 from gic.codec.engine import Engine, check_seed
+from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
+from gic.codec.regions import ROI_STRENGTH, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
 from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words
 from gic.method.samplers import Sampler, reverse, sampler_of
@@ -55,6 +57,8 @@ class ImageCodec(Engine):
         keep_metadata: bool = False,
         strict_rate: bool = True,
         progressive: bool = False,
+        roi: ImageLike | None = None,
+        roi_strength: float = ROI_STRENGTH,
     ) -> bytes:
         """Compress one image; give at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
 
@@ -74,6 +78,9 @@ class ImageCodec(Engine):
                 never exceeded.
             progressive: Make a file of which any first part, from its coarsest level on, is a picture. It takes the
                 quantizer ``round``.
+            roi: A mask, the region of interest: a picture of the same size, white where the image is to be finest.
+                The target then is that of the whole file, and ``q`` is the step where the mask is white.
+            roi_strength: Octaves of q between black and white, in quarters, above 0 and up to 10.
 
         Returns:
             A whole ``.gic`` file.
@@ -90,6 +97,8 @@ class ImageCodec(Engine):
             tile=tile,
             keep_metadata=keep_metadata,
             progressive=progressive,
+            roi=roi,
+            roi_strength=roi_strength,
         )
         return encoding.compress(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality, strict_rate=strict_rate)
 
@@ -102,6 +111,8 @@ class ImageCodec(Engine):
         tile: int | None = None,
         keep_metadata: bool = False,
         progressive: bool = False,
+        roi: ImageLike | None = None,
+        roi_strength: float = ROI_STRENGTH,
     ) -> Encoding:
         """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
         pixels, metadata, notes = read_pixels(image, keep_metadata)
@@ -113,14 +124,16 @@ class ImageCodec(Engine):
             raise ConfigError(f"the side of tiles must be a multiple of {TILE_UNIT}, not {tile}")
         if (problem := piece_problem(width, height, tile)) is not None:
             raise ConfigError(problem)
-        if progressive and quantizer == "dither":
-            raise ConfigError("a progressive file takes the quantizer round, not dither: leave one of the two out")
-        quantizer = "round" if progressive else quantizer or self.model.quantizer
+        if (progressive or roi is not None) and quantizer == "dither":
+            kind = "progressive file" if progressive else "file with regions"
+            raise ConfigError(f"a {kind} takes the quantizer round, not dither: leave one of the two out")
+        regions = b"" if roi is None else regions_of(roi, width, height, roi_strength)
+        quantizer = "round" if progressive or regions else quantizer or self.model.quantizer
         if quantizer not in ("round", "dither"):
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
             raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
-        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes, progressive)
+        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes, progressive, regions)
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
@@ -279,7 +292,8 @@ class ImageCodec(Engine):
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
                 "name the weights it was made with"
             )
-        if not self.finest <= file.code <= first_code(file) <= self.coarsest:
+        coarsest = first_code(file) + REGION_STEP * max(file.regions, default=0)
+        if not self.finest <= file.code <= coarsest <= self.coarsest:
             raise FormatError(f"the header is damaged: level code {file.code} lies outside the model's range")
         if (problem := piece_problem(file.width, file.height, file.tile)) is not None:
             raise FormatError(f"the header is damaged: {problem}")

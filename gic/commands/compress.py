@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from gic.bitstream.container import SUFFIX, unpack
 from gic.commands.jobs import Job, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, write
@@ -28,6 +29,17 @@ def add_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="make a file of which any first part is a picture, see gic truncate; a few per cent smaller, too",
     )
+    parser.add_argument(
+        "--roi",
+        metavar="MASK",
+        help="picture of the same size, white where the result is to be finest; its steps are --q",
+    )
+    parser.add_argument(
+        "--roi-strength",
+        type=float,
+        metavar="OCTAVES",
+        help="how much coarser the step is where the mask is black, its log2, up to 10 (default 2)",
+    )
     parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
     parser.add_argument("--keep-metadata", action="store_true", help="keep EXIF and the ICC profile in the file")
@@ -38,6 +50,8 @@ def run(args: Namespace) -> int:
     """Run ``gic compress``; returns the exit code."""
     from gic.pictures.find import find_images
 
+    if args.roi_strength is not None and args.roi is None:
+        raise ConfigError("--roi-strength is of a mask: name one, --roi MASK.png")
     jobs = plan_jobs(args.inputs, args.output, SUFFIX, find_images)
     codec = load_codec(args)
 
@@ -50,6 +64,8 @@ def run(args: Namespace) -> int:
             seed=args.seed,
             keep_metadata=args.keep_metadata,
             progressive=args.progressive,
+            roi=None if args.roi is None else read(Path(args.roi)),
+            **({} if args.roi_strength is None else {"roi_strength": args.roi_strength}),
         )
         data = encoding.compress(
             q=args.q, bpp=args.bpp, max_bytes=args.max_bytes, quality=args.quality, strict_rate=args.strict_rate

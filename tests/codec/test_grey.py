@@ -15,8 +15,8 @@ from small import array, picture, small_codec
 
 import gic.codec.pillow
 from gic.bitstream.container import pack, unpack
-from gic.codec.encoder import ImageLike
 from gic.codec.image_codec import ImageCodec
+from gic.codec.pixels import ImageLike
 from gic.pictures.load import load_rgb
 
 
