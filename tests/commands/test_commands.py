@@ -535,6 +535,22 @@ def test_decompress_and_info_tell_how_much_of_a_file_is_there(progressive: bytes
     assert f"its header and first level take {ends[0]}" in capsys.readouterr().err
 
 
+def test_a_mask_makes_regions(folder: Path, capsys) -> None:
+    with Image.open("a.png") as image:
+        Image.new("L", image.size, 0).save("m.png")
+        Image.new("L", (9, 9)).save("small.png")
+    assert run(["compress", "a.png", "--q", "1", "--roi", "m.png", "--roi-strength", "1"]) == 0
+    assert set(unpack(Path("a.gic").read_bytes()).regions) == {4}
+    capsys.readouterr()
+    for words, reason in (
+        (["--roi", "small.png"], "the mask has 9 x 9 pixels"),
+        (["--roi", "nowhere.png"], "nowhere.png cannot be read"),
+        (["--roi-strength", "1"], "name one, --roi MASK.png"),
+    ):
+        assert run(["compress", "a.png", "-o", "b.gic", *words]) == 2
+        assert reason in capsys.readouterr().err and not Path("b.gic").exists()
+
+
 # --- as a process ---------------------------------------------------------------------------------------------
 
 
