@@ -1,4 +1,4 @@
-"""The finer levels of a progressive file: they nest, follow their tables, and any first bytes give the first symbols."""
+"""The finer levels of a progressive file: they nest and follow their tables; first bytes give first symbols."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_symbols_round_trip_in_any_pieces(seed: int, field: bool, wild: bool) ->
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize(("seed", "side", "wild"), [(0, 2, False), (1, 3, True), (2, 3, False), (3, 1, True)])
 def test_the_first_bytes_give_the_first_symbols_and_never_a_wrong_one(seed: int, side: int, wild: bool) -> None:
-    refinement, _, symbols, known, _ = scene(seed, side, wild=wild)
+    refinement, _, symbols, _, _ = scene(seed, side, wild=wild)
     for start in (0, len(refinement) // 2):
         stop = len(refinement)
         data = refinement.encode(symbols, start, stop)
@@ -140,7 +140,7 @@ def test_the_first_bytes_give_the_first_symbols_and_never_a_wrong_one(seed: int,
 
 def test_elements_outside_their_table_wait_for_the_end_of_the_chunk() -> None:
     """Their distances are the last bytes of it."""
-    refinement, _, symbols, known, coded = scene(1, 4, wild=True)
+    refinement, _, symbols, known, _ = scene(1, 4, wild=True)
     data = refinement.encode(symbols, 0, len(refinement))
     at, found = refinement.decode(data[:-1], 0, len(refinement), len(data))
     missing = np.setdiff1d(refinement.order, at)
