@@ -37,7 +37,6 @@ DEFAULT_QUALITY = 50.0
 
 CHUNK_BYTES = 4096
 """Size that the chunks of a progressive file have, about."""
-_CHUNK_OVERHEAD = 9  # bytes: its numbers, its check and the state of its coder
 
 ImageLike = Image.Image | Tensor | NDArray[np.uint8] | str | Path | bytes | BinaryIO
 
@@ -261,26 +260,27 @@ class Encoding:
 
     def estimate(self, code: int) -> int:
         """Bytes of the file at the level of a code, from the tables alone."""
-        if self.progressive:
-            return self._estimate_progressive(code)
-        payloads = []
-        for i, tile in enumerate(self.tiles):
-            bits = self.engine.coder.bits_y(self._symbols(i, code), tile.prior, code, self.offsets[i])
-            # The coder's state starts with 2 bytes; without coded elements nothing is written.
-            payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
-        return len(pack(self._file(code, tuple(payloads))))
-
-    def _estimate_progressive(self, code: int) -> int:
-        first = self._first(code)
-        payloads = [Payload(tile.z_data, b"") for tile in self.tiles]
-        size = float(len(pack(self._file(code, tuple(payloads), Progressive(0, ())))))
-        for i, tile in enumerate(self.tiles):
-            size += 4 + self.engine.coder.bits_y(self._symbols(i, first), tile.prior, first) / 8
-            for finer in range(first - STEP, code - 1, -STEP):
+        coder, first = self.engine.coder, self._first(code) if self.progressive else code
+        payloads = tuple(
+            Payload(tile.z_data, _stand_in(coder.bits_y(self._symbols(i, first), tile.prior, first, self.offsets[i])))
+            for i, tile in enumerate(self.tiles)
+        )
+        if not self.progressive:
+            return len(pack(self._file(code, payloads)))
+        chunks = []
+        for level, finer in enumerate(range(first - STEP, code - 1, -STEP)):
+            for i in range(len(self.tiles)):
                 refinement, symbols = self._refinement(i, finer, first)
-                of_level = float(refinement.lengths(symbols).sum()) / 8
-                size += of_level + _CHUNK_OVERHEAD * max(1, round(of_level / CHUNK_BYTES)) + 2
-        return math.ceil(size)
+                bits = float(refinement.lengths(symbols).sum())
+                count = max(1, round(bits / 8 / CHUNK_BYTES)) if len(refinement) else 0
+                piece = _stand_in(bits / max(1, count))
+                chunks += [Chunk(level, i, math.ceil(len(refinement) / count), piece, len(piece))] * count
+        return len(pack(self._file(code, payloads, Progressive((first - code) // STEP, tuple(chunks)))))
+
+
+def _stand_in(bits: float) -> bytes:
+    """As many bytes as a code of ``bits`` has: the coder's state starts with 2; of nothing none are written."""
+    return bytes(math.ceil(bits / 8) + 2 if bits else 0)
 
 
 def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[Tensor, Metadata, tuple[str, ...]]:
