@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
-import zlib
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -12,13 +10,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from fuzz import sealed
 from PIL import Image, ImageCms
 from small import KINDS, all_symbols, array, picture, small_codec
 
 import gic
 from gic.bitstream.chunks import Progressive
-from gic.bitstream.container import NO_METADATA, GicFile, pack, truncate, unpack
+from gic.bitstream.container import pack, truncate, unpack
 from gic.bitstream.refinement import STEP
 from gic.codec import encoder
 from gic.codec.decoder import decode_symbols, first_code
