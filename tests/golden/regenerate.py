@@ -1,9 +1,9 @@
-"""Make golden files: ``python tests/golden/regenerate.py NAME ...``.
+"""Make golden files: ``python tests/golden/regenerate.py NAME ...``; without names, those that are missing.
 
 Those that are there stay as they are unless they are named, which is for a new version of the file format only: until
-then a decoder must read these files. Writes a few small ``.gic`` files, made with weights that follow from arithmetic alone (``tests/small.py``), the pictures they decode to
-(mean sampler, realism 0), and ``hashes.json``: SHA-256 of each file and of its decoded symbols, little-endian int32,
-z then y of each tile in order. Run without names it makes those that are missing.
+then a decoder must read these files. Writes a few small ``.gic`` files, made with weights that follow from arithmetic
+alone (``tests/small.py``), the pictures they decode to (mean sampler, realism 0), and ``hashes.json``: SHA-256 of each
+file and of its decoded symbols, little-endian int32, z then y of each tile in order.
 """
 
 from __future__ import annotations
