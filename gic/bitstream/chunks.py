@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -73,6 +74,14 @@ class Progressive:
     stops: tuple[int, ...] = field(default=(), compare=False)
     held: int = field(default=0, compare=False)
     lost: str = field(default="", compare=False)
+
+    @cached_property
+    def of_tile(self) -> dict[int, list[Chunk]]:
+        """Chunks of each tile that has some."""
+        found: dict[int, list[Chunk]] = {}
+        for chunk in self.chunks:
+            found.setdefault(chunk.tile, []).append(chunk)
+        return found
 
     @property
     def size(self) -> int:

@@ -236,7 +236,9 @@ def test_a_chunk_that_is_damaged_though_its_check_holds_does_no_harm(codec, monk
     file = codec.open(codec.compress(picture(140, 100, "noise"), q=Q, progressive=True))
     assert file.progressive is not None
     chunks, rng = file.progressive.chunks, np.random.default_rng(0)
-    expected = codec.decompress_tensor(pack(file), sampler="mean").shape
+    whole = pack(file)
+    begins = (file.progressive.start, *file.progressive.stops)
+    expected = codec.decompress_tensor(whole, sampler="mean").shape
     for turn in range(60):
         number = turn % len(chunks)
         chunk = chunks[number]
@@ -245,13 +247,39 @@ def test_a_chunk_that_is_damaged_though_its_check_holds_does_no_harm(codec, monk
                 code = rng.bytes(int(rng.integers(1, 60)))
                 chunk = chunk._replace(data=code, size=len(code))
             case 1:
-                chunk = chunk._replace(elements=int(rng.choice([1, chunk.elements - 1, 10**4, 2**41])))
+                chunk = chunk._replace(
+                    elements=int(rng.choice([1, chunk.elements - 1, chunk.elements + 1, 10**4, 2**41]))
+                )
             case _:
                 chunk = chunk._replace(data=chunk.data[:-1] + bytes([chunk.data[-1] ^ 1]))
         own = replace(file.progressive, chunks=(*chunks[:number], chunk, *chunks[number + 1 :]))
         data = pack(replace(file, progressive=own))
         assert codec.open(data).progressive.lost == ""
         assert codec.decompress_tensor(data, sampler="mean").shape == expected
+        # It is as if the file ended before it.
+        for found, cut in zip(*(levels(codec, d) for d in (data, whole[: begins[number]])), strict=True):
+            assert all(np.array_equal(*pair) for pair in zip(found, cut, strict=True))
+
+
+def test_chunks_are_searched_once_and_not_for_each_tile(codec) -> None:
+    walks = 0
+
+    class Watched(tuple):
+        """Chunks that count how often somebody goes through them."""
+
+        def __iter__(self):
+            nonlocal walks
+            walks += 1
+            return super().__iter__()
+
+    file = codec.open(codec.compress(picture(190, 190), q=Q, tile=64, progressive=True))
+    assert file.progressive is not None and len(file.payloads) == 9
+    watched = replace(file, progressive=replace(file.progressive, chunks=Watched(file.progressive.chunks)))
+    walks = 0
+    places = tiles_of(file.width, file.height, file.tile)
+    for i, place in enumerate(places):
+        assert np.array_equal(decode_symbols(codec, watched, i, place).y, decode_symbols(codec, file, i, place).y)
+    assert walks == 1
 
 
 def test_levels_outside_the_range_of_the_model_are_refused(codec) -> None:
