@@ -174,6 +174,16 @@ def test_a_symbol_outside_its_cell_is_no_refinement(step: int) -> None:
         refinement.encode(symbols, 0, len(refinement))
 
 
+@pytest.mark.parametrize("step", [-3, -2, 2, 100])
+def test_a_code_of_a_symbol_outside_its_cell_is_damaged(step: int) -> None:
+    refinement, _, symbols, known, _ = scene()
+    steps = refinement._events(symbols)[:90]
+    steps[np.flatnonzero(known.flat[refinement.order])[5]] = step
+    data = _thirds().tables.encode(refinement._table[:90], steps)
+    with pytest.raises(FormatError, match="a refinement is too large"):
+        refinement.decode(data, 0, 90)
+
+
 def test_garbage_gives_symbols_in_their_cells_or_a_format_error() -> None:
     rng = np.random.default_rng(0)
     refinement, coarse, _, known, _ = scene(side=3)
