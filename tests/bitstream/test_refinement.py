@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from functools import cache
 from typing import NamedTuple
@@ -218,6 +219,30 @@ def test_the_thirds_are_those_of_a_laplace_distribution_and_sum_to_one() -> None
             p = -np.diff(edges) / (edges[0] - edges[-1])
             row = slice(*tables.first[2 * number + away : 2 * number + away + 2])
             assert np.abs(tables.frequencies[row][:3] / rans.TOTAL - p).max() < 1e-4
+
+
+def test_golden() -> None:
+    """Files written by any version with these numbers stay readable: a change here is a new file format."""
+    ours = _thirds()
+    tables = ours.tables
+    digest = hashlib.sha256()
+    for numbers in (tables.low, tables.size, tables.starts, ours.value, np.array(importance(192))):
+        digest.update(numbers.astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "86cce86247c10d88"
+    assert ours.value.reshape(-1, 2)[[0, 60, 179]].tolist() == [[-51, -43], [-18, -15], [-13, -12]]
+
+
+def test_numbers_of_tables_and_values_lie_far_from_where_they_would_be_rounded_otherwise() -> None:
+    """So that any accurate arithmetic finds them."""
+    away, at_mu = [], []
+    for s in scales():
+        t = np.exp(-np.sqrt(2) / s)
+        p = np.array([1, t, t * t]) / (1 + t + t * t)
+        side = (t**0.5 - t**1.5) / 2 / (1 - t**1.5)
+        away.append(p)
+        at_mu.append([side, 1 - 2 * side, side])
+    cumulative = np.cumsum([away, at_mu], 2)[..., :2] * (rans.TOTAL - 4) + 0.5
+    assert np.abs(cumulative - np.round(cumulative)).min() > 1e-4
 
 
 def test_the_value_is_the_squared_error_saved_per_bit() -> None:
