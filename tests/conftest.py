@@ -9,6 +9,8 @@ import pytest
 import torch
 from places import REPOSITORY
 
+from gic.bitstream import rans
+
 # Tests are small: one thread each is fastest, and leaves the other cores to whoever else is at work.
 torch.set_num_threads(int(os.environ.get("GIC_TEST_THREADS", "1")))
 os.environ.setdefault("OMP_NUM_THREADS", os.environ.get("GIC_TEST_THREADS", "1"))
@@ -37,3 +39,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     ensure_synthetic_shards(folder, train=12, val=3, size=(192, 192), progress=False)
     return folder
+
+
+@pytest.fixture(params=["C", "Python"])
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of inner loops in turn."""
+    if request.param == "Python":
+        monkeypatch.setattr(rans, "_library", None)
+    elif not rans.COMPILED:
+        pytest.skip("this installation has no compiled loops")

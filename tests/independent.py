@@ -16,15 +16,21 @@ Grid = list[list[list[int]]]
 class Coder:
     """Section 3."""
 
-    def __init__(self, code: bytes) -> None:
-        head = len(code) if len(code) <= 5 else 5 if len(code) % 2 else 4
+    def __init__(self, code: bytes, size: int | None = None) -> None:
+        size = len(code) if size is None else size
+        head = size if size <= 5 else 5 if size % 2 else 4
+        self.ended = len(code) < head
+        """Whether a word is needed that a code which is cut has not."""
+        self.cut = len(code) < size
         self.state = int.from_bytes(code[:head], "big") if code else 2**16
-        self.words = [int.from_bytes(code[i : i + 2], "big") for i in range(head, len(code), 2)]
+        self.words = [int.from_bytes(code[i : i + 2], "big") for i in range(head, len(code) - self.cut, 2)]
 
     def take(self, start: int, count: int) -> None:
         self.state = count * (self.state // 2**16) + self.state % 2**16 - start
         if self.state < 2**24 and self.words:
             self.state = self.state * 2**16 + self.words.pop(0)
+        elif self.state < 2**24:
+            self.ended = self.cut
 
     def event(self, starts: list[int]) -> int:
         slot = self.state % 2**16
@@ -53,6 +59,16 @@ class Coder:
             symbols.append(low - distance if below else low + size - 1 + distance)
         assert self.state == 2**16 and not self.words
         return symbols
+
+    def first_symbols(self, tables: list[tuple[int, int, list[int]]]) -> list[int | None]:
+        """Of a code that is cut: those that it tells, None for those outside their table."""
+        found: list[int | None] = []
+        for low, size, starts in tables:
+            if self.ended:
+                break
+            event = self.event(starts)
+            found.append(low + event if event < size else None)
+        return found
 
 
 def table(low: int, size: int, f: Callable[[int], float]) -> tuple[int, int, list[int]]:
@@ -106,6 +122,72 @@ def groups(first: int, count: int) -> list[int]:
         a, b = 2 * u + 1, 2 * v + 1
         keys.append((colour, math.floor(math.log2(a * a + b * b)) + 1, 0 if a >= 2 * b else 2 if b >= 2 * a else 1))
     return [sorted(set(keys)).index(key) for key in keys]
+
+
+def importance(channels: int) -> list[list[int]]:
+    """Of each channel of the lapped transform at the 16 places of a block of means."""
+
+    def rank(place: tuple[int, int, int]) -> tuple[float, bool]:
+        colour, u, v = place
+        return (3 if colour else 1) * math.sqrt((u + 0.5) ** 2 + (v + 0.5) ** 2), place == (0, 10, 10)
+
+    places = sorted(((c, u, v) for c in range(3) for u in range(16) for v in range(16)), key=rank)
+    numbers = []
+    for colour, u, v in places[:channels]:
+        at = [(r, c, 24) for r in range(4) for c in range(4)] if u == v == 0 else [(u, v, 0)] * 16
+        whole = [(((2 * a + 1) ** 2 + (2 * b + 1) ** 2) ** 6, less) for a, b, less in at]
+        numbers.append([math.floor(math.log2(s)) - less + (0, 9, 17)[colour] for s, less in whole])
+    return numbers
+
+
+@cache
+def thirds(j: int, away: bool) -> tuple[tuple[int, int, list[int]], int]:
+    """Table of d, from mu outwards, and the value of an element, in tenths of an octave."""
+    scale = 2 ** ((64 * j - 3264) / 1024)
+    t = math.exp(-math.sqrt(2) / scale)
+    if away:
+        p = [x / (1 + t + t * t) for x in (1, t, t * t)]
+        variance = p[1] + 4 * p[2] - (p[1] + 2 * p[2]) ** 2
+    else:
+        side = (t**0.5 - t**1.5) / 2 / (1 - t**1.5)
+        p = [side, 1 - 2 * side, side]
+        variance = 2 * side * (0.5 + scale / math.sqrt(2) - t / (1 - t)) ** 2
+    entropy = -sum(x * math.log2(max(x, 2**-60)) for x in p)
+    edges = [0, p[0], p[0] + p[1], 1]
+    return table(-1, 3, lambda k: edges[k + 1]), math.floor(10 * math.log2(variance / entropy) + 0.5)
+
+
+def refine(
+    chunks: list[tuple[int, int, int, bytes, int]],
+    levels: int,
+    log_sigma: list[int],
+    weight: list[int],
+    y: list[int],
+    level: int,
+) -> tuple[list[int], list[int]]:
+    """Symbols of y and their levels with the chunks of a tile; ``level`` is that of ``y``."""
+    for number in range(levels):
+        finer = level - 1623
+        coded = [i for i, value in enumerate(log_sigma) if value >= finer - 4288]
+        known = {i for i in coded if log_sigma[i] >= level - 4288}
+        scale = [min(max((value - finer + 3296) // 64, 0), 179) for value in log_sigma]
+        order = sorted(coded, key=lambda i: (-(thirds(scale[i], y[i] != 0)[1] + weight[i]), i))
+        tables = [thirds(scale[i], y[i] != 0)[0] if i in known else table_of_y(scale[i], 0.0, False) for i in order]
+        new: dict[int, int] = {}
+        at = 0
+        for of_level, _, count, code, size in chunks:
+            if of_level == number:
+                own = slice(at, at + count)
+                coder = Coder(code, size)
+                found: list[int | None] = [*(coder.first_symbols if coder.cut else coder.symbols)(tables[own])]
+                for i, event in zip(order[own], found, strict=False):
+                    if event is not None:
+                        new[i] = 3 * y[i] + (-event if y[i] < 0 else event)
+                at += count
+        if len(new) < len(order):
+            return [new.get(i, k) for i, k in enumerate(y)], [finer if i in new else level for i in range(len(y))]
+        y, level = [new.get(i, 0) for i in range(len(y))], finer
+    return y, [level] * len(y)
 
 
 def prior(weights: Mapping[str, Tensor], z: Grid, m: int) -> Grid:
@@ -190,9 +272,20 @@ def table_of_y(j: int, u: float, dither: bool) -> tuple[int, int, list[int]]:
     return table(-radius, 2 * radius + 1, lambda k: math.erfc(-(k - 0.5 + u) / scale / math.sqrt(2)) / 2)
 
 
-def decode(data: bytes, weights: Mapping[str, Tensor], highest: int = 8192) -> list[tuple[list[int], list[int]]]:
-    """Symbols of z and y of each tile, in the order of the shape; ``highest`` is U of section 5."""
-    assert data[:4] == b"GIC\1" and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+def decode(
+    data: bytes, weights: Mapping[str, Tensor], highest: int = 8192, lapped: bool = False
+) -> list[tuple[list[int], list[int], list[int]]]:
+    """Symbols of z and y of each tile and the levels of y, in the order of the shape.
+
+    Args:
+        data: The file; of a progressive one the first bytes suffice.
+        weights: Of the model.
+        highest: U of section 5.
+        lapped: Whether the model has the lapped transform.
+    """
+    assert data[:4] in (b"GIC\1", b"GIC\2")
+    progressive = data[3] == 2
+    assert progressive or zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     n, m = weights["compressor.h_s.0.0.weight"].shape[1], weights["compressor.g_s.layers.0.weight"].shape[1]
     flags, at = data[4], 11
 
@@ -221,12 +314,34 @@ def decode(data: bytes, weights: Mapping[str, Tensor], highest: int = 8192) -> l
     boxes = [
         (min(tile, width - x), min(tile, height - y)) for y in range(0, height, tile) for x in range(0, width, tile)
     ]
-    sizes = [varint() for _ in range(2 * len(boxes) - 1)]
-    sizes.append(len(data) - 4 - at - sum(sizes))
+    of_levels = [varint() for _ in range(number(1))] if progressive else []
+    sizes = [varint() for _ in range(2 * len(boxes) - (not progressive))]
+    if not progressive:
+        sizes.append(len(data) - 4 - at - sum(sizes))
     parts = []
     for size in sizes:
         parts.append(data[at : at + size])
         at += size
+
+    chunks = []
+    if progressive:
+        crc = zlib.crc32(data[:at])
+        assert crc == number(4)
+        ends = [at + sum(of_levels[: i + 1]) for i in range(len(of_levels))]
+        while at < len(data):
+            begin, which = at, sum(end <= at for end in ends)
+            try:
+                chunk = (varint() if flags & 2 else 0, varint(), varint())
+            except IndexError:
+                break
+            code = data[at : at + chunk[2]]
+            at += chunk[2]
+            crc = zlib.crc32(data[begin:at], crc)
+            chunks.append((which, chunk[0], chunk[1], code, chunk[2]))
+            if at + 2 <= len(data):
+                assert crc % 2**16 == int.from_bytes(data[at : at + 2], "little")
+            at += 2
+        level += 1623 * len(of_levels)
 
     found = []
     per_channel = tables_of_z(weights)
@@ -247,5 +362,8 @@ def decode(data: bytes, weights: Mapping[str, Tensor], highest: int = 8192) -> l
         y = [0] * len(log_sigma)
         for i, symbol in zip(coded, Coder(parts[2 * index + 1]).symbols(tables), strict=True):
             y[i] = symbol
-        found.append((z, y))
+        numbers = importance(len(y) // (16 * h * w)) if lapped else [[0] * 16] * (len(y) // (16 * h * w))
+        weight = [n[4 * (r % 4) + c % 4] for n in numbers for r in range(4 * h) for c in range(4 * w)]
+        own = [chunk for chunk in chunks if chunk[1] == index]
+        found.append((z, *refine(own, len(of_levels), log_sigma, weight, y, level)))
     return found

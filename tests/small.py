@@ -120,3 +120,12 @@ def all_symbols(codec: ImageCodec, file: GicFile) -> list[tuple[NDArray[np.int32
     """z and y of each tile."""
     places = tiles_of(file.width, file.height, file.tile)
     return [decode_symbols(codec, file, i, place)[::2] for i, place in enumerate(places)]
+
+
+def documented(codec: ImageCodec, file: GicFile) -> list[tuple[list[int], list[int], list[int]]]:
+    """z, y and the levels of y of each tile, as ``independent.decode`` gives them."""
+    found = []
+    for i, place in enumerate(tiles_of(file.width, file.height, file.tile)):
+        z, _, y, code = decode_symbols(codec, file, i, place)
+        found.append((z.ravel().tolist(), y.ravel().tolist(), np.broadcast_to(code, y.shape).ravel().tolist()))
+    return found

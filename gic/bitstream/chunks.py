@@ -4,7 +4,9 @@
 
 A chunk goes on where the last one of its tile ended, so that a file may end anywhere: the chunks before the end are
 whole, and of the one that is cut the first elements are there. Its check is the lower half of the CRC-32 of all bytes
-of the file before the check, and so also notices chunks that are missing or in another order.
+of the file before it but the checksum of the first level and the checks of other chunks, and so also notices chunks
+that are missing, in another order or of another file. (A CRC-32 that went on over another would forget what was before:
+that of any bytes followed by their own is the same number.)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -23,6 +26,8 @@ from gic.errors import FormatError, TruncatedError
 MAX_REFINEMENTS = 15
 """Largest number of levels after the first; a level three times as fine for each."""
 _CHECK = struct.Struct("<H")
+_HEAD_CHECKSUM = 4  # bytes: the CRC-32 at the end of the first level
+_NUMBERS = 18  # bytes: the longest that three numbers can be
 
 
 class Chunk(NamedTuple):
@@ -70,6 +75,14 @@ class Progressive:
     held: int = field(default=0, compare=False)
     lost: str = field(default="", compare=False)
 
+    @cached_property
+    def of_tile(self) -> dict[int, list[Chunk]]:
+        """Chunks of each tile that has some."""
+        found: dict[int, list[Chunk]] = {}
+        for chunk in self.chunks:
+            found.setdefault(chunk.tile, []).append(chunk)
+        return found
+
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
@@ -80,7 +93,7 @@ class Progressive:
         """Bytes without which nothing that is held would be lost: less than ``held`` where the last chunk is cut."""
         before = (self.start, *self.stops)
         if not self.chunks or not self.chunks[-1].cut:
-            return before[-1]
+            return min(before[-1], self.held)  # of the last check some bytes may be missing
         last = self.chunks[-1]
         usable = rans.usable(len(last.data), last.size)
         return self.held - len(last.data) + usable if usable else before[-2]
@@ -118,12 +131,10 @@ def bytes_of(level: Sequence[bytes]) -> int:
 def append_chunks(head: bytes, levels: Sequence[Sequence[bytes]]) -> bytes:
     """A file from its header and first level, and the chunks of :func:`pack_chunks`."""
     out = bytearray(head)
-    crc = zlib.crc32(head)
+    crc = zlib.crc32(head[:-_HEAD_CHECKSUM])
     for chunk in (chunk for level in levels for chunk in level):
         crc = zlib.crc32(chunk, crc)
-        check = _CHECK.pack(crc & 0xFFFF)
-        crc = zlib.crc32(check, crc)
-        out += chunk + check
+        out += chunk + _CHECK.pack(crc & 0xFFFF)
     return bytes(out)
 
 
@@ -140,23 +151,22 @@ def read_chunks(data: bytes, start: int, sizes: Sequence[int], tiles: int, tiled
     ends = tuple(accumulate(sizes, initial=start))[1:]
     chunks: list[Chunk] = []
     stops: list[int] = []
-    crc, at, lost = zlib.crc32(data[:start]), start, ""
+    crc, at, lost = zlib.crc32(data[: start - _HEAD_CHECKSUM]), start, ""
     size = ends[-1] if ends else start
     for level, end in enumerate(ends):
         while at < min(end, len(data)) and not lost:
-            reader = Reader(data[at:end], "chunk")
+            reader = Reader(data[at : min(end, at + _NUMBERS)], "chunk")
             try:
                 tile = reader.varint() if tiled else 0
                 count, length = reader.varint(), reader.varint()
                 if tile >= tiles or count < 1 or length < 1 or at + reader.at + length + _CHECK.size > end:
                     raise FormatError("its header is damaged")
-                code = reader.data[reader.at : reader.at + length]
                 stop = at + reader.at + length + _CHECK.size
+                code = data[at + reader.at : stop - _CHECK.size]
                 if stop <= len(data):
                     crc = zlib.crc32(data[at : stop - _CHECK.size], crc)
                     if _CHECK.unpack(data[stop - _CHECK.size : stop])[0] != crc & 0xFFFF:
                         raise FormatError("its checksum does not match")
-                    crc = zlib.crc32(data[stop - _CHECK.size : stop], crc)
             except TruncatedError:  # within the numbers at the beginning of the chunk
                 if len(data) >= end:
                     lost = _lost(len(chunks), at, len(data), "its header is damaged")

@@ -348,8 +348,6 @@ def truncate(data: bytes, size: int) -> bytes:
         raise FormatError("only progressive files can be cut, which gic compress --progressive makes: this one is not")
     if size < whole.start:
         raise ConfigError(f"the header and the first level of this file take {whole.start} bytes: it cannot be shorter")
-    if size >= whole.held:
-        return data[: whole.held]
     cut = unpack(data[:size]).progressive
     assert cut is not None
     return data[: cut.useful]

@@ -73,7 +73,7 @@ def _refined(
     engine: Engine, progressive: Progressive, index: int, prior: Prior, y: NDArray[np.int32], code: Code
 ) -> tuple[NDArray[np.int32], Code]:
     """Symbols of y with all that the chunks of a tile add, and their level."""
-    chunks = [chunk for chunk in progressive.chunks if chunk.tile == index]
+    chunks = progressive.of_tile.get(index, [])
     for level in range(progressive.refinements):
         refinement = engine.coder.refinement(prior, code - STEP, y)
         own = [chunk for chunk in chunks if chunk.level == level]

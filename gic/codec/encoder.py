@@ -33,7 +33,6 @@ DEFAULT_QUALITY = 50.0
 
 CHUNK_BYTES = 4096
 """Size that the chunks of a progressive file have, about."""
-_CHUNK_OVERHEAD = 9  # bytes: its numbers, its check and the state of its coder
 
 
 class Analysed(NamedTuple):
@@ -220,18 +219,21 @@ class Encoding:
     def estimate(self, code: int) -> int:
         """Bytes of the file at the level of a code, from the tables alone."""
         coder = self.engine.coder
-        payloads, more = [], 0.0
+        payloads: list[Payload] = []
+        levels: list[list[Chunk]] = [[] for _ in range(self._refinements(code))]
         for i, tile in enumerate(self.tiles):
-            for codes, symbols, refinement in self._levels(i, code):
+            for level, (codes, symbols, refinement) in enumerate(self._levels(i, code), -1):
                 if refinement is None:
                     bits = coder.bits_y(symbols, tile.prior, codes, self.offsets[i])
-                    # The coder's state starts with 2 bytes; without coded elements nothing is written.
-                    payloads.append(Payload(tile.z_data, bytes(math.ceil(bits / 8) + 2 if bits else 0)))
+                    payloads.append(Payload(tile.z_data, _stand_in(bits)))
                 elif len(refinement):
-                    size = float(refinement.lengths(symbols).sum()) / 8
-                    more += size + _CHUNK_OVERHEAD * max(1, round(size / CHUNK_BYTES))
-        progressive = Progressive(self._refinements(code), ()) if self.progressive or self.regions else None
-        return len(pack(self._file(code, tuple(payloads), progressive))) + math.ceil(more)
+                    bits = float(refinement.lengths(symbols).sum())
+                    count = max(1, round(bits / 8 / CHUNK_BYTES))
+                    piece = _stand_in(bits / count)
+                    levels[level] += [Chunk(level, i, math.ceil(len(refinement) / count), piece, len(piece))] * count
+        chunks = tuple(chunk for level in levels for chunk in level)
+        progressive = Progressive(len(levels), chunks) if self.progressive or self.regions else None
+        return len(pack(self._file(code, tuple(payloads), progressive)))
 
     # --- files of version 2 ---------------------------------------------------------------------------------------
 
@@ -274,6 +276,11 @@ class Encoding:
                 own = np.where(known, own.clip(3 * symbols - 1, 3 * symbols + 1), own)
             yield codes, own, refinement
             symbols = own
+
+
+def _stand_in(bits: float) -> bytes:
+    """As many bytes as a code of ``bits`` has: the coder's state starts with 2; of nothing none are written."""
+    return bytes(math.ceil(bits / 8) + 2 if bits else 0)
 
 
 def _pieces(refinement: Refinement, symbols: NDArray[np.int32], level: int, tile: int) -> Iterator[tuple[int, Chunk]]:

@@ -431,15 +431,6 @@ def some_rows(rng: np.random.Generator) -> rans.Rows:
     return rans.Rows(np.concatenate(rows).astype(np.int32), np.cumsum([0, *map(len, rows)]).astype(np.int32))
 
 
-@pytest.fixture(params=["C", "Python"])
-def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both kinds of inner loops in turn."""
-    if request.param == "Python":
-        monkeypatch.setattr(rans, "_library", None)
-    elif not rans.COMPILED:
-        pytest.skip("this installation has no compiled loops")
-
-
 @pytest.mark.usefixtures("loops")
 @pytest.mark.parametrize("events", [1, 2, 3, 50, 5000])
 def test_rans_round_trip(events: int) -> None:

@@ -23,8 +23,9 @@ import torch
 from places import REPOSITORY, TESTS
 from small import KINDS, all_symbols, picture, small_model
 
-from gic.bitstream.container import GicFile
-from gic.codec.decoder import decode_symbols
+from gic.bitstream.coder import level_code
+from gic.bitstream.container import GicFile, unpack
+from gic.codec.decoder import decode_symbols, first_code
 from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import tiles_of
 from gic.models.codec import Codec
@@ -97,27 +98,25 @@ def hashes(codec: ImageCodec, file: GicFile) -> dict[str, str]:
 def encode(folder: Path, count: int, settings: Sequence[Setting]) -> None:
     """Write ``count`` files for each setting, with the hash of the symbols the encoder meant."""
     codec = ImageCodec(wide_model(), "cpu")
-    meant: list[np.ndarray] = []
-    for name in ("encode_z", "encode_y"):
-        original = getattr(codec.coder, name)
-        setattr(codec.coder, name, lambda s, *a, original=original: (meant.append(s.copy()), original(s, *a))[1])
     for setting in settings:
         with applied(setting):
             for number in range(count):
-                meant.clear()
-                data = codec.compress(
+                progressive = number % 6 in (0, 4)  # of the even numbers, which are those of round
+                encoding = codec.encoding(
                     pixels(number),
-                    q=0.6 + number % 7,
                     quantizer=QUANTIZERS[number % 2],
                     seed=number,
                     tile=64 if number % 3 == 0 else 0,
+                    progressive=progressive,
                 )
+                code = level_code(0.6 + (number % 7) / (4 if progressive else 1))
+                data = encoding.at(code)
                 path = folder / f"{setting.name}.{number}.gic"
                 path.write_bytes(data)
-                tiles = len(meant) // 2  # all z first, then all y
-                path.with_suffix(".meant").write_text(
-                    digest(*(a for pair in zip(meant[:tiles], meant[tiles:], strict=True) for a in pair))
-                )
+                first = first_code(unpack(data))
+                assert (first > code) == progressive
+                meant = [(tile.z, encoding._nested(i, code, first)) for i, tile in enumerate(encoding.tiles)]
+                path.with_suffix(".meant").write_text(digest(*itertools.chain(*meant)))
 
 
 def decode(folder: Path, settings: Sequence[Setting]) -> dict[str, dict[str, dict[str, str]]]:
@@ -202,7 +201,8 @@ def exchange(one: ImageCodec, other: ImageCodec, count: int) -> None:
     """Let each of two codecs decode what both have made, to the same symbols and nearly the same pictures."""
     for number in range(count):
         for maker in (one, other):
-            data = maker.compress(pixels(number), q=0.6 + number % 7, quantizer=QUANTIZERS[number % 2])
+            settings = {"quantizer": QUANTIZERS[number % 2], "progressive": number % 6 == 0}
+            data = maker.compress(pixels(number), q=0.6 + number % 7, **settings)
             here, there = (list(itertools.chain(*all_symbols(c, c.open(data)))) for c in (one, other))
             assert digest(*here) == digest(*there)
             a, b = (c.decompress_tensor(data, realism=0.0).int() for c in (one, other))

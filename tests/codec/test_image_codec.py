@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from bounds import rounding
-from fuzz import fuzz, sealed
+from fuzz import fuzz, mutations, originals, sealed
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from small import KINDS, all_symbols, array, formula, picture, small_codec, small_model
@@ -675,8 +676,25 @@ def test_a_header_that_claims_many_pixels_takes_no_memory(codec) -> None:
 
 
 def test_damaged_files_give_a_picture_or_a_format_error(codec) -> None:
-    outcome = fuzz(codec, 1500)
-    assert outcome["refused"] > 1000 and outcome["decoded"] > 5
+    outcome = fuzz(codec, 1800)
+    assert outcome["refused"] > 1000 and outcome["decoded"] > 100
+
+
+def test_the_fuzz_damages_what_lies_behind_the_checksums_of_progressive_files(codec) -> None:
+    for data in originals(codec):
+        assert sealed(data) == data
+    kinds = Counter[str]()
+    for data in mutations(codec, 1800, seed=3):
+        if data[3:4] == b"\2":
+            try:
+                found = unpack(data).progressive
+                assert found is not None
+                all_symbols(codec, codec.open(data))
+            except FormatError as error:
+                kinds["first level" if "entropy-coded" in str(error) else "header"] += 1
+            else:
+                kinds["told" if found.lost else "cut" if found.held < found.size else "not told"] += 1
+    assert min(kinds.values()) > 20 and len(kinds) == 5
 
 
 @pytest.mark.slow

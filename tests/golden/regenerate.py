@@ -1,9 +1,9 @@
-"""Remake the golden files: ``python tests/golden/regenerate.py``.
+"""Make golden files: ``python tests/golden/regenerate.py NAME ...``; without names, those that are missing.
 
-Only for a new version of the file format: until then a decoder must read these files as they are. Writes a few small
-``.gic`` files, made with weights that follow from arithmetic alone (``tests/small.py``), the pictures they decode to
-(mean sampler, realism 0), and ``hashes.json``: SHA-256 of each file and of its decoded symbols, little-endian int32,
-z then y of each tile in order.
+Those that are there stay as they are unless they are named, which is for a new version of the file format only: until
+then a decoder must read these files. Writes a few small ``.gic`` files, made with weights that follow from arithmetic
+alone (``tests/small.py``), the pictures they decode to (mean sampler, realism 0), and ``hashes.json``: SHA-256 of each
+file and of its decoded symbols, little-endian int32, z then y of each tile in order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
+from unittest.mock import patch  # noqa: E402
+
 import torch  # noqa: E402
 from PIL import Image, ImageCms  # noqa: E402
 from small import all_symbols, array, picture, small_codec  # noqa: E402
 
+from gic.codec import encoder  # noqa: E402
 from gic.codec.image_codec import ImageCodec  # noqa: E402
 
 
@@ -45,6 +48,8 @@ def make() -> dict[str, bytes]:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     photo = io.BytesIO()
     Image.fromarray(array(picture(50, 40, "edges"))).save(photo, "PNG", exif=exif.tobytes(), icc_profile=profile)
+    with patch.object(encoder, "CHUNK_BYTES", 15):  # several chunks for each level of a tile
+        tiled = codec.compress(picture(66, 34, "noise"), q=0.7, tile=64, progressive=True)
     return {
         "pixel": codec.compress(picture(1, 1), q=2.0, quantizer="round"),
         "round": codec.compress(picture(40, 30), q=2.0, quantizer="round"),
@@ -52,19 +57,27 @@ def make() -> dict[str, bytes]:
         "tiled": codec.compress(picture(80, 70, "noise"), q=1.0, quantizer="dither", seed=1, tile=64),
         "metadata": codec.compress(photo.getvalue(), q=4.0, quantizer="round", keep_metadata=True),
         "grey": codec.compress(picture(60, 44, "edges")[:1].expand(3, -1, -1), q=2.0, quantizer="round"),
+        "progressive": codec.compress(picture(40, 30), q=0.6, progressive=True),
+        "progressive-tiled": tiled,
+        "progressive-cut": tiled[: len(tiled) * 4 // 5],
     }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     codec = small_codec()
+    path = HERE / "hashes.json"
+    known = json.loads(path.read_text())["files"] if path.exists() else {}
     hashes = {}
     for name, data in make().items():
+        if name in known and name not in sys.argv[1:]:
+            hashes[name] = known[name]
+            continue
         (HERE / f"{name}.gic").write_bytes(data)
         decode(codec, data).save(HERE / f"{name}.png", icc_profile=None, exif=b"")
         hashes[name] = {"file": hashlib.sha256(data).hexdigest(), "symbols": symbols_hash(codec, data)}
     about = {"model": codec.model_id.hex(), "files": hashes}
-    (HERE / "hashes.json").write_text(json.dumps(about, indent=2) + "\n")
+    path.write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,23 @@ def test_heun_converges_with_order_two(rho: float, trajectories: tuple[Tensor, T
     assert 1.7 < order_of_convergence("heun", rho, trajectories) < 2.4
 
 
+@pytest.mark.parametrize(("sampler", "least", "most"), [("euler", 0.8, 1.3), ("heun", 1.7, 2.4)])
+def test_the_order_is_the_same_where_each_element_has_its_own_level(sampler: str, least: float, most: float) -> None:
+    start, levels = np.linspace(-2.5, 2.5, 21), Q * 3.0 ** np.linspace(-1, 1, 21)
+
+    def flow(t: float, y: np.ndarray) -> np.ndarray:
+        """dy/dt = q v along the levels q t."""
+        y_q, q = torch.from_numpy(y)[None], torch.from_numpy(levels * t)[None]
+        return levels * sde.velocity(y_q, q, gaussian_denoiser(y_q, q))[0].numpy()
+
+    solution = integrate.solve_ivp(flow, (1, 1e-7), start, rtol=1e-9, atol=1e-11)
+    y_q, q, exact = (torch.from_numpy(v)[None] for v in (start, levels, solution.y[:, -1]))
+    steps = [8, 16, 32, 64]
+    ends = [samplers.reverse(gaussian_denoiser, y_q, q, steps=n, sampler=sampler) for n in steps]
+    errors = [float((end - exact).abs().mean()) for end in ends]
+    assert least < -float(np.polyfit(np.log(steps), np.log(errors), 1)[0]) < most
+
+
 def test_the_flow_carries_a_gaussian_with_gaussian_noise_exactly() -> None:
     """With y ~ N(0, 1) and Gaussian noise the flow only scales: y_0 = y_q / sqrt(1 + q^2 / 12)."""
     y_q = torch.linspace(-5, 5, 11, dtype=torch.float64)[None]
@@ -287,6 +304,49 @@ def test_realism_interpolates_linearly_between_the_mean_and_the_end_of_the_flow(
     mixed = samplers.reverse(smooth_denoiser, y_q, q, realism=r, generator=generators(4), **options)
     expected = (1 - r[:, None, None, None]) * mean + r[:, None, None, None] * end
     assert torch.allclose(mixed, expected, rtol=1e-13, atol=1e-13)
+
+
+def field(y: Tensor) -> Tensor:
+    """A level for each element, from 0.5 to 8."""
+    return 0.5 * 2 ** (4 * torch.rand(y.shape, generator=torch.Generator().manual_seed(5), dtype=y.dtype))
+
+
+@pytest.mark.parametrize("realism", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_field_of_equal_levels_is_the_level_bit_for_bit(sampler: str, realism: float) -> None:
+    y_q, q = batch()
+
+    def run(level: float | Tensor) -> Tensor:
+        options = {"steps": 3, "sampler": sampler, "realism": realism, "generator": generators(4)}
+        return samplers.reverse(smooth_denoiser, y_q, level, **options)
+
+    assert torch.equal(run(torch.full_like(y_q, 1.7)), run(1.7))
+    assert torch.equal(run(q[:, None, None, None].expand_as(y_q)), run(q))
+
+
+@pytest.mark.parametrize("sampler", ["mean", "euler", "heun", "sde(alpha=0.0)", "restart(restarts=0)"])
+def test_elements_with_levels_of_their_own_may_change_places(sampler: str) -> None:
+    y_q, _ = batch()
+    q, order = field(y_q), torch.randperm(y_q.numel(), generator=torch.Generator().manual_seed(1))
+
+    def run(*tensors: Tensor) -> Tensor:
+        return samplers.reverse(smooth_denoiser, *tensors, steps=3, sampler=sampler)
+
+    whole = run(y_q, q)
+    moved = run(*(t.flatten()[order].reshape(y_q.shape) for t in (y_q, q)))
+    assert torch.equal(moved, whole.flatten()[order].reshape(y_q.shape))
+    for index in range(0, y_q.numel(), 17):
+        alone = samplers.reverse(
+            smooth_denoiser, y_q.flatten()[index].reshape(1, 1), float(q.flatten()[index]), steps=3, sampler=sampler
+        )
+        assert torch.allclose(alone, whole.flatten()[index], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_field_of_another_shape_is_refused(sampler: str) -> None:
+    y_q, _ = batch()
+    with pytest.raises(ValueError, match="or a field like the latent"):
+        samplers.reverse(smooth_denoiser, y_q, torch.ones(4, 3, 4, 4), sampler=sampler)
 
 
 @pytest.mark.parametrize("sampler", [*samplers.SAMPLERS, "sde(alpha=0.7)"])

@@ -152,3 +152,70 @@ def test_forward_says_what_is_wrong() -> None:
         sde.forward(y, q, quantizer="floor")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="2 levels q for a batch of 4"):
         sde.forward(y, q[:2])
+
+
+# --- a field of levels ------------------------------------------------------------------------------------
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "quantize": lambda y, q: sde.quantize(y, q, 0.3, 0.1),
+    "dequantize": lambda y, q: sde.dequantize(y.round(), q, 0.3, 0.1),
+    "round": lambda y, q: sde.forward(y, q, quantizer="round", mu=0.3),
+    "dither": lambda y, q: sde.forward(y, q, quantizer="dither", mu=0.3, u=y.sin() / 2),
+    "noise": lambda y, q: sde.forward(y, q, quantizer="noise", u=y.cos() / 2),
+    "velocity": lambda y, q: sde.velocity(y, q, y / 3),
+    "score": lambda y, q: sde.score(y, q, y / 3),
+}
+
+
+def field(y: Tensor, seed: int = 5) -> Tensor:
+    """A level for each element, from 0.5 to 8."""
+    return 0.5 * 2 ** (4 * torch.rand(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("operation", [*OPERATIONS, "coarsen"])
+def test_a_field_of_equal_levels_is_the_level_bit_for_bit(operation: str, dtype: torch.dtype) -> None:
+    y, q = batch(dtype=dtype)
+
+    def run(level: float | Tensor) -> Tensor:
+        if operation == "coarsen":
+            return sde.coarsen(y, level, torch.Generator().manual_seed(3))
+        return OPERATIONS[operation](y, level)  # type: ignore[arg-type]
+
+    assert torch.equal(run(torch.full_like(y, 1.7)), run(1.7))
+    assert torch.equal(run(q[:, None, None, None].expand_as(y)), run(q))
+    assert torch.equal(run(torch.full((1, *y.shape[1:]), 1.7, dtype=dtype)), run(1.7))
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_each_element_follows_its_own_level_wherever_it_stands(operation: str) -> None:
+    y, _ = batch()
+    q, order = field(y), torch.randperm(y.numel(), generator=torch.Generator().manual_seed(1))
+    whole = OPERATIONS[operation](y, q)
+    moved = OPERATIONS[operation](*(t.flatten()[order].reshape(y.shape) for t in (y, q)))
+    assert torch.equal(moved, whole.flatten()[order].reshape(y.shape))
+    for index in range(0, y.numel(), 17):
+        alone = OPERATIONS[operation](y.flatten()[index].reshape(1, 1), float(q.flatten()[index]))
+        assert torch.allclose(alone, whole.flatten()[index], rtol=1e-6, atol=1e-6)
+
+
+def test_a_coin_doubles_each_level_of_a_field() -> None:
+    y, _ = batch()
+    q = field(y)
+    assert torch.allclose((sde.coarsen(y, q) - y).abs(), q / 2, atol=rounding(2, float(y.abs().max())))
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 3, 4, 4), (2, 3, 4, 5), (4, 2, 4, 5), (3, 4, 5), (4, 3), (4, 3, 20), (1, 4, 3, 4, 5)]
+)
+def test_a_field_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    y, _ = batch()
+    with pytest.raises(ValueError, match=r"levels q for a batch of 4: give one, one per sample, or a field"):
+        sde.forward(y, torch.ones(shape), quantizer="round")
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1, 5), (1, 3, 1, 1), (1, 1, 4, 5), (4, 3, 4, 5)])
+def test_a_field_may_be_of_length_1_along_some_sides(shape: tuple[int, ...]) -> None:
+    y, _ = batch()
+    q = field(torch.empty(shape))
+    assert torch.equal(sde.velocity(y, q, 0 * y), sde.velocity(y, q.expand_as(y), 0 * y))

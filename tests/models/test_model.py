@@ -46,6 +46,24 @@ def test_the_pass_is_made_of_its_documented_parts() -> None:
         assert torch.equal(out.bits, sum(-torch.log2(v).flatten(1).sum(1) for v in p.values()))
 
 
+@pytest.mark.parametrize("quantizer", ["round", "dither"])
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_field_of_equal_levels_is_the_level_bit_for_bit(quantizer: Literal["round", "dither"], sampler: str) -> None:
+    codec = tiny()
+    codec.quantizer = quantizer
+    with torch.no_grad():
+        latents = codec.compressor.analyse(images())
+        field = sde.level(Q, latents.y).expand_as(latents.y)
+        found = []
+        for q in (Q, field):
+            y_q = codec.to_level(latents, q, generators())
+            restored = codec.restore(latents, y_q, q, realism=0.7, sampler=sampler, generator=generators())
+            p = codec.compressor.likelihoods(latents, q, y_q)
+            found.append((y_q, restored, codec.bits(latents, q, y_q), p["y"], p["z"]))
+    for number, own in zip(*found, strict=True):
+        assert torch.equal(number, own)
+
+
 def test_the_untrained_codec_decodes_to_the_exact_posterior_mean() -> None:
     codec = tiny()
     codec.reverse.leave.weight.data.zero_()

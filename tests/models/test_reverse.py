@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gic.method import samplers, sde
 from gic.method.posterior import truncated_normal_mean
-from gic.models.reverse import D_SIGMA_MAX, LevelEmbedding, ReverseUNet, denoiser, refine
+from gic.models.reverse import D_SIGMA_MAX, LevelEmbedding, ReverseUNet, denoiser, mean_level, refine
 
 CHANNELS = 8
 Q = torch.tensor([0.05, 0.6, 3.0, 40.0])
@@ -193,6 +193,77 @@ def test_extreme_latents_give_finite_results_and_gradients(dtype: torch.dtype) -
     F.mse_loss(d, torch.zeros_like(d)).backward()
     for t in (mu, sigma, *network.parameters()):
         assert t.grad is not None and bool(torch.isfinite(t.grad).all())
+
+
+# --- a field of levels ------------------------------------------------------------------------------------------------
+
+
+def field(y: Tensor) -> Tensor:
+    """A level for each element, from 0.5 to 8."""
+    return 0.5 * 2 ** (4 * torch.rand(y.shape, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_field_of_equal_levels_is_the_level_bit_for_bit() -> None:
+    network = awake(tiny(), 0.3)
+    y, mu, sigma = prior()
+    q = sde.level(Q, y)
+    by_number, by_field = (denoiser(network, mu, sigma)(y, levels) for levels in (q, q.expand_as(y)))
+    assert torch.equal(by_number, by_field)
+    for one, other in zip(refine(network, y, q, mu, sigma), refine(network, y, q.expand_as(y), mu, sigma), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_mean_of_equal_levels_is_the_level_bit_for_bit_and_of_others_that_of_their_logarithms() -> None:
+    log_q = torch.log(torch.linspace(0.4, 9, 50))
+    assert mean_level(log_q) is log_q
+    assert torch.equal(mean_level(log_q[:, None, None, None].expand(-1, 7, 5, 3)), log_q)
+    levels = torch.log(field(torch.empty(3, 4, 5, 6)))
+    assert torch.allclose(mean_level(levels), levels.mean((1, 2, 3)), atol=1e-6)
+    assert mean_level(levels).shape == (3,) and mean_level(levels).dtype == torch.float32
+
+
+def test_at_initialisation_d_is_the_exact_posterior_mean_at_each_element_s_level() -> None:
+    y, mu, sigma = prior()
+    q = field(y)
+    d = denoiser(tiny(), mu, sigma)(y, q)
+    assert torch.equal(d, truncated_normal_mean(y, q, mu, sigma))
+
+
+def test_d_never_leaves_the_cell_of_each_element_s_level() -> None:
+    y, mu, sigma = prior()
+    q = field(y)
+    y_q = sde.forward(y, q, mu=mu, quantizer="round")
+    network = awake(tiny(), 3.0)
+    assert in_cell(denoiser(network, mu, sigma)(y_q, q), y_q, q)
+    ends = samplers.reverse(denoiser(network, mu, sigma), y_q, q, sampler="heun", steps=5)
+    assert in_cell(ends, y_q, q + 2 * rounding(5 * 4, float(y_q.abs().max())))
+
+
+def test_detail_channels_keep_their_prior_at_each_element_s_level() -> None:
+    """Channels beyond the network's, with a number, a level per sample and a field."""
+    generator = torch.Generator().manual_seed(3)
+    y, mu, sigma = (torch.cat([t, t.flip(1)], 1) for t in prior())
+    q = field(y)
+    y_q = sde.forward(y, q, mu=mu, quantizer="round")
+    network = awake(tiny(), 0.3)
+    d = denoiser(network, mu, sigma)(y_q, q)
+    own, detail = slice(CHANNELS), slice(CHANNELS, None)
+    alone = denoiser(network, mu[:, own], sigma[:, own])(y_q[:, own], q[:, own])
+    assert torch.equal(d[:, own], alone)
+    expected = truncated_normal_mean(*(t[:, detail] for t in (y_q, q, mu, sigma)))
+    assert torch.allclose(d[:, detail], expected, rtol=1e-6, atol=1e-6)
+    level = sde.level(0.5 + torch.rand(len(Q), generator=generator), y)
+    both = [denoiser(network, mu, sigma)(y_q, levels) for levels in (level, level.expand_as(y))]
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("realism", [0.0, [0.0, 0.5, 0.5, 1.0]])
+def test_second_weights_take_a_field_too(realism: samplers.Realism) -> None:
+    network = realistic().eval()
+    y, mu, sigma = prior()
+    q = sde.level(Q, y)
+    one, other = (denoiser(network, mu, sigma, realism)(y, levels) for levels in (q, q.expand_as(y)))
+    assert torch.equal(one, other)
 
 
 # --- second weights, for realism --------------------------------------------------------------------------------------
