@@ -91,7 +91,7 @@ def test_an_element_at_the_border_of_a_cell_is_coded_in_the_one_that_is_transmit
     encoding.tiles[0] = tile._replace(y=tile.prior.mu + level_value(code + STEP) * ties)
     off = encoding._symbols(0, code) - 3 * encoding._symbols(0, code + STEP)
     assert np.abs(off).max() > 1
-    nested = encoding._nested(0, code, code + STEP)
+    *_, (_, nested, _) = encoding._levels(0, code)
     assert np.abs(nested - 3 * encoding._symbols(0, code + STEP)).max() == 1
     codec.decompress(encoding.at(code), sampler="mean")
 

@@ -113,9 +113,8 @@ def encode(folder: Path, count: int, settings: Sequence[Setting]) -> None:
                 data = encoding.at(code)
                 path = folder / f"{setting.name}.{number}.gic"
                 path.write_bytes(data)
-                first = first_code(unpack(data))
-                assert (first > code) == progressive
-                meant = [(tile.z, encoding._nested(i, code, first)) for i, tile in enumerate(encoding.tiles)]
+                assert (first_code(unpack(data)) > code) == progressive
+                meant = [(tile.z, [*encoding._levels(i, code)][-1][1]) for i, tile in enumerate(encoding.tiles)]
                 path.with_suffix(".meant").write_text(digest(*itertools.chain(*meant)))
 
 
