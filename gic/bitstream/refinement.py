@@ -37,6 +37,7 @@ from gic.errors import FormatError
 STEP = 1623
 """Codes between two levels: 3 = 2^(STEP / 1024), to 1e-6."""
 _SQRT_2, _LOG2_E = float.fromhex("0x1.6a09e667f3bcdp+0"), float.fromhex("0x1.71547652b82fep+0")
+_COARSE_MAX = (2**31 - 2) // 3  # whose refinements are 32-bit numbers; symbols grow with each level
 _LEAST = 2.0**-60  # of a probability whose logarithm is taken
 
 
@@ -147,6 +148,8 @@ class Refinement:
             FormatError: If the data are found to be damaged.
         """
         tables = self._table[start:stop]
+        if np.abs(self._coarse[start:stop]).max(initial=0) > _COARSE_MAX:
+            raise FormatError("the entropy-coded data are damaged: a symbol is too large")
         if size is None:
             events = _thirds().tables.decode(data, tables)
             found = np.ones(len(events), bool)

@@ -185,6 +185,19 @@ def test_a_code_of_a_symbol_outside_its_cell_is_damaged(step: int) -> None:
         refinement.decode(data, 0, 90)
 
 
+def test_symbols_that_do_not_fit_in_32_bits_are_damage_and_never_wrap_around() -> None:
+    """Damaged files of many levels: each makes three of one."""
+    yes, ratio = np.ones((1, 1, 1, 4), bool), np.full((1, 1, 1, 4), 1000, np.int32)
+    largest = (2**31 - 2) // 3
+    coarse = np.array([largest, -largest, 5, 0], np.int32).reshape(yes.shape)
+    symbols = 3 * coarse + np.array([1, -1, 1, -1], np.int32)
+    data = Refinement(ratio, coarse, yes, yes, 0 * ratio).encode(symbols, 0, 4)
+    at, found = Refinement(ratio, coarse, yes, yes, 0 * ratio).decode(data, 0, 4)
+    assert np.array_equal(found, symbols.flat[at])
+    with pytest.raises(FormatError, match="a symbol is too large"):
+        Refinement(ratio, coarse + 1, yes, yes, 0 * ratio).decode(data, 0, 4)
+
+
 def test_garbage_gives_symbols_in_their_cells_or_a_format_error() -> None:
     rng = np.random.default_rng(0)
     refinement, coarse, _, known, _ = scene(side=3)
