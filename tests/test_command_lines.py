@@ -70,6 +70,7 @@ TAKEN_FOR_GRANTED = {
     "DIR": "pictures",
     "photo.png": "picture",
     "kodim05.png": "picture",
+    "mask.png": "picture",
     "SHARDS": "shards",
     "data/photos": "shards",
     "/shared/photos": "shards",
