@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small import picture
 
-from gic.bitstream.container import Metadata, pack, unpack
+from gic.bitstream.container import Metadata, _pack_regions, pack, unpack
 from gic.codec import encoder
 from gic.codec.image_codec import ImageCodec
 from gic.errors import FormatError
@@ -53,6 +53,9 @@ def sealed_progressive(data: bytes) -> bytes:
         tiles = -(-width // tile) * -(-height // tile) if tile else 0
         at += 1
         [number() for _ in range(data[at - 1])]
+        if flags & 32:
+            size = number()
+            at += size
         payloads = sum(number() for _ in range(min(2 * tiles, len(data))))
         at += payloads
     except IndexError:
@@ -107,6 +110,7 @@ def originals(codec: ImageCodec) -> list[bytes]:
             codec.compress(small, q=0.6, progressive=True),
             codec.compress(picture(100, 66, "noise"), q=0.8, tile=64, progressive=True),
             codec.compress(picture(70, 80), q=0.5, progressive=True),
+            codec.compress(picture(70, 80), q=0.6, roi=picture(70, 80, "noise") // 2, progressive=True),
         ]
     return [*files, pack(replace(unpack(files[0]), metadata=Metadata(b"exif" * 9, b"icc" * 9)))]
 
@@ -120,7 +124,11 @@ def crafted(codec: ImageCodec, rng: np.random.Generator, payload: bytes) -> byte
         return varint(int(rng.choice(EXTREMES)), surplus=int(rng.random() < 0.1))
 
     version = int(rng.choice([1, 1, 2]))
-    flags = int(rng.integers(0, 16)) | 16 * (version - 1) if rng.random() < 0.9 else int(rng.integers(0, 256))
+    flags = (
+        int(rng.integers(0, 16)) | int(rng.choice([16, 16, 48])) * (version - 1)
+        if rng.random() < 0.9
+        else int(rng.integers(0, 256))
+    )
     model = codec.model_id if rng.random() < 0.97 else rng.bytes(6)
     low, high = (codec.finest, codec.coarsest + 1) if rng.random() < 0.8 else (-(2**15), 2**15)
     level = int(rng.integers(low, high))
@@ -136,6 +144,9 @@ def crafted(codec: ImageCodec, rng: np.random.Generator, payload: bytes) -> byte
     if version == 2:
         out += bytes([levels := int(rng.choice([0, 1, 2, 2, 3, 15, 16, 255]))])
         out += b"".join(number(len(payload) // 2) for _ in range(levels))
+    if version == 2 and flags & 32:
+        offsets = _pack_regions(bytes(int(rng.choice([1, 1, 1, 2, 10**6]))))
+        out += number(len(offsets)) + offsets
     for _ in range(int(rng.choice([1, 1, 1, 0, 3, 7]))):
         out += number(len(payload) // 3)
     return sealed(out + payload + b"crc.")

@@ -163,14 +163,14 @@ def refine(
     log_sigma: list[int],
     weight: list[int],
     y: list[int],
-    level: int,
+    level: list[int],
 ) -> tuple[list[int], list[int]]:
-    """Symbols of y and their levels with the chunks of a tile; ``level`` is that of ``y``."""
+    """Symbols of y and their levels with the chunks of a tile; ``level`` are those of ``y``."""
     for number in range(levels):
-        finer = level - 1623
-        coded = [i for i, value in enumerate(log_sigma) if value >= finer - 4288]
-        known = {i for i in coded if log_sigma[i] >= level - 4288}
-        scale = [min(max((value - finer + 3296) // 64, 0), 179) for value in log_sigma]
+        finer = [value - 1623 for value in level]
+        coded = [i for i, value in enumerate(log_sigma) if value >= finer[i] - 4288]
+        known = {i for i in coded if log_sigma[i] >= level[i] - 4288}
+        scale = [min(max((value - finer[i] + 3296) // 64, 0), 179) for i, value in enumerate(log_sigma)]
         order = sorted(coded, key=lambda i: (-(thirds(scale[i], y[i] != 0)[1] + weight[i]), i))
         tables = [thirds(scale[i], y[i] != 0)[0] if i in known else table_of_y(scale[i], 0.0, False) for i in order]
         new: dict[int, int] = {}
@@ -185,9 +185,9 @@ def refine(
                         new[i] = 3 * y[i] + (-event if y[i] < 0 else event)
                 at += count
         if len(new) < len(order):
-            return [new.get(i, k) for i, k in enumerate(y)], [finer if i in new else level for i in range(len(y))]
+            return [new.get(i, k) for i, k in enumerate(y)], [finer[i] if i in new else level[i] for i in range(len(y))]
         y, level = [new.get(i, 0) for i in range(len(y))], finer
-    return y, [level] * len(y)
+    return y, level
 
 
 def prior(weights: Mapping[str, Tensor], z: Grid, m: int) -> Grid:
@@ -312,9 +312,17 @@ def decode(
         size = varint()
         at += size
     boxes = [
-        (min(tile, width - x), min(tile, height - y)) for y in range(0, height, tile) for x in range(0, width, tile)
+        (x // 64, y // 64, min(tile, width - x), min(tile, height - y))
+        for y in range(0, height, tile)
+        for x in range(0, width, tile)
     ]
     of_levels = [varint() for _ in range(number(1))] if progressive else []
+    columns = -(-width // 64)
+    regions = bytes(columns * -(-height // 64))
+    if flags & 32:
+        size = varint()
+        regions = zlib.decompress(data[at : at + size], -15)
+        at += size
     sizes = [varint() for _ in range(2 * len(boxes) - (not progressive))]
     if not progressive:
         sizes.append(len(data) - 4 - at - sum(sizes))
@@ -345,17 +353,19 @@ def decode(
 
     found = []
     per_channel = tables_of_z(weights)
-    for index, (w, h) in enumerate(boxes):
+    for index, (left, top, w, h) in enumerate(boxes):
         w, h = -(-w // 64), -(-h // 64)
         z = Coder(parts[2 * index]).symbols([per_channel[c] for c in range(n) for _ in range(h * w)])
         grid = [[z[(c * h + r) * w : (c * h + r + 1) * w] for r in range(h)] for c in range(n)]
         log_sigma = [value for rows in prior(weights, grid, m)[m:] for row in rows for value in row]
         log_sigma = [min(max(value, -4426), highest) for value in log_sigma]
         offsets = [byte % 16 for byte in philox(seed, index, len(log_sigma))]
+        own_blocks = [regions[(top + r // 4) * columns + left + c // 4] for r in range(4 * h) for c in range(4 * w)]
+        levels = [level + 256 * block for block in own_blocks] * (len(log_sigma) // len(own_blocks))
         coded, tables = [], []
         for i, value in enumerate(log_sigma):
-            if value >= level - (3261 if flags & 1 else 4288):
-                j = min(max((value - level + 3296) // 64, 0), 179)
+            if value >= levels[i] - (3261 if flags & 1 else 4288):
+                j = min(max((value - levels[i] + 3296) // 64, 0), 179)
                 u = (offsets[i] + 0.5) / 16 - 0.5 if flags & 1 else 0.0
                 coded.append(i)
                 tables.append(table_of_y(j, u, bool(flags & 1)))
@@ -365,5 +375,5 @@ def decode(
         numbers = importance(len(y) // (16 * h * w)) if lapped else [[0] * 16] * (len(y) // (16 * h * w))
         weight = [n[4 * (r % 4) + c % 4] for n in numbers for r in range(4 * h) for c in range(4 * w)]
         own = [chunk for chunk in chunks if chunk[1] == index]
-        found.append((z, *refine(own, len(of_levels), log_sigma, weight, y, level)))
+        found.append((z, *refine(own, len(of_levels), log_sigma, weight, y, levels)))
     return found

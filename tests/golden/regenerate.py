@@ -50,6 +50,8 @@ def make() -> dict[str, bytes]:
     Image.fromarray(array(picture(50, 40, "edges"))).save(photo, "PNG", exif=exif.tobytes(), icc_profile=profile)
     with patch.object(encoder, "CHUNK_BYTES", 15):  # several chunks for each level of a tile
         tiled = codec.compress(picture(66, 34, "noise"), q=0.7, tile=64, progressive=True)
+    mask = picture(66, 70, "flat")
+    mask[:, :64, :64] = 255
     return {
         "pixel": codec.compress(picture(1, 1), q=2.0, quantizer="round"),
         "round": codec.compress(picture(40, 30), q=2.0, quantizer="round"),
@@ -60,6 +62,7 @@ def make() -> dict[str, bytes]:
         "progressive": codec.compress(picture(40, 30), q=0.6, progressive=True),
         "progressive-tiled": tiled,
         "progressive-cut": tiled[: len(tiled) * 4 // 5],
+        "regions": codec.compress(picture(66, 70), q=0.6, roi=mask, progressive=True, tile=64),
     }
 
 
