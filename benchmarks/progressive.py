@@ -62,8 +62,9 @@ def _set_order(
     """Build a refinement whose elements are sorted by ``value``."""
     _built(self, ratio, coarse, known, coded, importance)
     again = np.argsort(-value[self.order], kind="stable")
-    for name in ("order", "value", "_known", "_table", "_coarse", "_sign"):
+    for name in ("order", "_known", "_table", "_coarse", "_sign"):
         setattr(self, name, getattr(self, name)[again])
+    self.value = -np.arange(len(self))  # keeps the chunks in this order
 
 
 class Picture:
