@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 
 import gic
+from gic.benchmark.palette import GREYS, STRONG
 from gic.bitstream.refinement import STEP, Refinement
 from gic.pictures.find import find_images
 from gic.pictures.load import load_rgb
@@ -173,10 +174,16 @@ def draw(pictures: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for key, label, style in (("plain", "plain files, one for each size", "o-"), ("lengths", "one file, cut", "-")):
+    curves = (("plain", "plain files, one for each size", "o-", GREYS[0]), ("lengths", "one file, cut", "-", STRONG[0]))
+    for key, label, style, colour in curves:
         bits = np.array([[8 * each["bytes"] / p["pixels"] for each in p[key]] for p in pictures]).mean(0)
         axes.plot(
-            bits, np.array([[each["psnr"] for each in p[key]] for p in pictures]).mean(0), style, label=label, ms=3
+            bits,
+            np.array([[each["psnr"] for each in p[key]] for p in pictures]).mean(0),
+            style,
+            color=colour,
+            label=label,
+            ms=3,
         )
     ends = np.array([[8 * level["bytes"] / p["pixels"] for level in p["levels"]] for p in pictures]).mean(0)
     for end in ends:
