@@ -108,14 +108,14 @@ def importance(channels: int) -> list[list[int]]:
     """Squared error of the picture for an error of 1 of each coefficient, in tenths of an octave, up to a constant.
 
     The scales of the transform make it grow as ``frequency ** 1.2`` and differ between colours. Integer arithmetic, the
-    same everywhere: ``6 log2 s`` with s as in :func:`frequency_groups`, rounded down.
+    same everywhere: the number of binary digits of ``s ** 6``, with s as in :func:`frequency_groups`.
 
     Returns:
         For each channel 16 numbers, those of the places (row, column) of a block of means, row by row. They are all the
         same but for the means, whose second transform makes their frequency depend on the place, a quarter of it.
 
     >>> [numbers[:2] for numbers in importance(2)]
-    [[-17, -5], [20, 20]]
+    [[-17, -4], [20, 20]]
     """
     numbers = []
     for number in order()[:channels]:
