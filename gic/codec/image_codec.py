@@ -17,7 +17,7 @@ from gic.codec.encoder import Encoding
 from gic.codec.engine import Engine, check_seed
 from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
-from gic.codec.regions import ROI_STRENGTH, regions_of
+from gic.codec.regions import ROI_STRENGTH, MaskLike, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
 from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words
 from gic.method.samplers import Sampler, reverse, sampler_of
@@ -57,7 +57,7 @@ class ImageCodec(Engine):
         keep_metadata: bool = False,
         strict_rate: bool = True,
         progressive: bool = False,
-        roi: ImageLike | None = None,
+        roi: MaskLike | None = None,
         roi_strength: float = ROI_STRENGTH,
     ) -> bytes:
         """Compress one image; give at most one of ``q``, ``bpp``, ``max_bytes`` and ``quality``.
@@ -78,9 +78,11 @@ class ImageCodec(Engine):
                 never exceeded.
             progressive: Make a file of which any first part, from its coarsest level on, is a picture. It takes the
                 quantizer ``round``.
-            roi: A mask, the region of interest: a picture of the same size, white where the image is to be finest.
-                The target then is that of the whole file, and ``q`` is the step where the mask is white.
-            roi_strength: Octaves of q between black and white, in quarters, above 0 and up to 10.
+            roi: A mask, the region of interest: a picture of the same size, or an array (H, W) uint8 or bool; white
+                where the image is to be finest, transparent is black. The target is that of the whole file, and ``q``
+                is the step where the mask is white.
+            roi_strength: Octaves of q between black and white, rounded to quarters, from 0.25 to 10; less where the
+                model's range ends before.
 
         Returns:
             A whole ``.gic`` file.
@@ -111,7 +113,7 @@ class ImageCodec(Engine):
         tile: int | None = None,
         keep_metadata: bool = False,
         progressive: bool = False,
-        roi: ImageLike | None = None,
+        roi: MaskLike | None = None,
         roi_strength: float = ROI_STRENGTH,
     ) -> Encoding:
         """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
@@ -148,6 +150,8 @@ class ImageCodec(Engine):
         progress: Callable[[int, int], None] | None = None,
     ) -> Image.Image:
         """Decompress one file to a Pillow image, with the metadata the file carries in ``info``.
+
+        Of a progressive file that is not all there ``info["gic"]`` says how much is, and what was lost.
 
         The image is of mode "L" if the original was grey, else "RGB"; a grey one with an ICC profile, which then is one
         of an RGB space, is of mode "RGB" with three channels that are the same.
@@ -198,6 +202,8 @@ class ImageCodec(Engine):
             >>> for image in codec.decompress_progressive(response.iter_content(4096)):  # doctest: +SKIP
             ...     show(image)
         """
+        if isinstance(chunks, (bytes, bytearray, memoryview, str)):
+            raise ConfigError("give the bytes of the file in pieces, for example [data]; decompress takes a whole file")
         received, used = bytearray(), 0
         for piece in chunks:
             received += piece
@@ -232,6 +238,8 @@ class ImageCodec(Engine):
             image.info["icc_profile"] = file.metadata.icc
         if file.metadata.exif:
             image.info["exif"] = file.metadata.exif
+        if file.part:
+            image.info["gic"] = file.part
         return image
 
     def decompress_tensor(

@@ -32,6 +32,8 @@ _OPTIONS = (
     "tile",
     "keep_metadata",
     "progressive",
+    "roi",
+    "roi_strength",
 )
 _codec: Any = None
 
@@ -72,6 +74,8 @@ class GicImageFile(ImageFile.ImageFile):
             self.info["icc_profile"] = file.metadata.icc
         if file.metadata.exif:
             self.info["exif"] = file.metadata.exif
+        if file.part:
+            self.info["gic"] = file.part
         if self.filename:  # Pillow has opened the file, and would leave it open until the pixels are asked for
             self.fp.close()
 

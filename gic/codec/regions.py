@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from gic.bitstream.container import LEVELS_PER_OCTAVE, MAX_REGION, REGION_STEP, TILE_UNIT
 from gic.codec.pixels import ImageLike, read_pixels
-from gic.errors import ConfigError, ImageError
+from gic.errors import ConfigError, ImageError, words_of
 
+MaskLike = ImageLike | NDArray[Any]
 ROI_STRENGTH = 2.0
 """Octaves of q between black and white."""
 _OF_OCTAVE = LEVELS_PER_OCTAVE // REGION_STEP
 
 
-def regions_of(mask: ImageLike, width: int, height: int, strength: float = ROI_STRENGTH) -> bytes:
+def regions_of(mask: MaskLike, width: int, height: int, strength: float = ROI_STRENGTH) -> bytes:
     """Offsets of the blocks of an image, see :class:`gic.bitstream.container.GicFile`.
 
     Args:
-        mask: White is finest; a block takes the brightest pixel in it.
+        mask: White is finest, transparent is black; a block takes the brightest pixel in it.
         width: Of the image, in pixels.
         height: Of the image.
         strength: Octaves of q between black and white.
@@ -30,11 +38,11 @@ def regions_of(mask: ImageLike, width: int, height: int, strength: float = ROI_S
         ConfigError: If the strength lies outside its range.
     """
     limit = MAX_REGION / _OF_OCTAVE
-    if not (math.isfinite(strength) and 0 < strength <= limit):
+    if not (math.isfinite(strength) and 1 / _OF_OCTAVE <= strength <= limit):
         raise ConfigError(
-            f"the strength of a region must lie above 0 and not above {limit:g} octaves, not {strength:g}"
+            f"the strength of a region must lie in {1 / _OF_OCTAVE:g} to {limit:g} octaves, not {strength:g}"
         )
-    pixels = read_pixels(mask, False)[0]
+    pixels = _pixels(mask)
     if pixels.shape[1:] != (height, width):
         raise ImageError(
             f"the mask has {pixels.shape[2]} x {pixels.shape[1]} pixels, the picture {width} x {height}: "
@@ -42,3 +50,19 @@ def regions_of(mask: ImageLike, width: int, height: int, strength: float = ROI_S
         )
     white = F.max_pool2d(pixels.float().mean(0)[None], TILE_UNIT, ceil_mode=True)[0] / 255
     return bytes(torch.round((1 - white) * strength * _OF_OCTAVE).to(torch.uint8).flatten().tolist())
+
+
+def _pixels(mask: MaskLike) -> Tensor:
+    """Pixels of a mask, uint8 (3, H, W)."""
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.uint8, np.bool_):
+        grey = mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255
+        mask = np.repeat(grey[..., None], 3, axis=2)
+    try:
+        if isinstance(mask, (bytes, str, Path)):
+            mask = Image.open(io.BytesIO(mask) if isinstance(mask, bytes) else mask)
+        if isinstance(mask, Image.Image) and mask.has_transparency_data:
+            layer = mask.convert("RGBA")
+            mask = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+        return read_pixels(mask, False)[0]
+    except (ImageError, OSError, ValueError) as error:
+        raise ImageError(f"the mask is no picture that can be read: {words_of(error)}") from error

@@ -32,13 +32,13 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--roi",
         metavar="MASK",
-        help="picture of the same size, white where the result is to be finest; its steps are --q",
+        help="picture of the same size, for all inputs: white is finest, with the step --q; transparent is black",
     )
     parser.add_argument(
         "--roi-strength",
         type=float,
         metavar="OCTAVES",
-        help="how much coarser the step is where the mask is black, its log2, up to 10 (default 2)",
+        help="log2 of how much coarser black of the mask is, in quarters from 0.25 to 10 (default 2)",
     )
     parser.add_argument("--quantizer", choices=("round", "dither"), help="default: the model's")
     parser.add_argument("--seed", type=int, default=0, help="of the dither (default 0)")
@@ -74,6 +74,12 @@ def run(args: Namespace) -> int:
         file = unpack(data)
         rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
         notes = [*encoding.notes, *filter(None, [encoding.shortfall(data, args.bpp)])]
+        if args.progressive and len(file.levels) == 1:
+            notes.append("of one level, as the model has none three times as coarse: it cannot be cut")
+        if file.regions and max(file.regions) < max(encoding.regions):
+            notes.append(
+                f"black of the mask is {max(file.regions) / 4:g} octaves coarser, where the model's range ends"
+            )
         levels = ", ".join(f"{q:.3f}" for q in reversed(file.levels))
         return "; ".join([f"{len(data)} bytes, {rate}, q {levels}", *notes])
 

@@ -74,6 +74,7 @@ def describe(data: bytes) -> dict[str, Any]:
             ],
             "cut_points": [chunks.start, *(stop for stop in chunks.stops if stop <= chunks.held)],
             "whole_bytes": chunks.size,
+            "regions": f"up to {max(file.regions) / 4:g} octaves coarser" if file.regions else "none",
             "held": file.part or "all",
         }
     return {
@@ -81,6 +82,7 @@ def describe(data: bytes) -> dict[str, Any]:
         "height": file.height,
         "grey": file.grey,
         "model": file.model_id.hex(),
+        "version": 1 if file.progressive is None else 2,
         "q": round(file.q, 4),
         "quantizer": file.quantizer,
         "bytes": len(data),

@@ -33,12 +33,11 @@ class Job(NamedTuple):
     target: Path | None
 
 
-def add_files(parser: ArgumentParser, what: str, default: str) -> None:
-    """Add options for inputs and output; ``what`` describes the inputs, ``default`` the output."""
+def add_files(parser: ArgumentParser, what: str, default: str | None) -> None:
+    """Add options for inputs and output; ``what`` describes the inputs, ``default`` the output if there is one."""
+    unnamed = "must be given" if default is None else f"default: {default} beside IN"
     parser.add_argument("inputs", nargs="+", metavar="IN", help=what)
-    parser.add_argument(
-        "-o", "--output", metavar="OUT", help=f"file, folder, or - for standard output (default: {default} beside IN)"
-    )
+    parser.add_argument("-o", "--output", metavar="OUT", help=f"file, folder, or - for standard output ({unnamed})")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace existing files")
     existing.add_argument(

@@ -11,7 +11,7 @@ from gic.errors import ConfigError
 
 def add_options(parser: ArgumentParser) -> None:
     """Options of ``gic truncate``."""
-    add_files(parser, f"progressive {SUFFIX} files, folders, patterns, or - for standard input", "none: name it")
+    add_files(parser, f"progressive {SUFFIX} files, folders, patterns, or - for standard input", None)
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--max-bytes", type=int, metavar="N", help="largest file size in bytes, never exceeded")
     size.add_argument("--bpp", type=float, metavar="BITS", help="the same in bits per pixel")
@@ -31,6 +31,7 @@ def run(args: Namespace) -> int:
         cut = truncate(data, int(args.bpp * pixels / 8) if args.max_bytes is None else args.max_bytes)
         write(job.target, cut)
         rate = f"{len(cut) * 8 / pixels:.4f} bpp"
-        return "; ".join([f"{len(cut)} bytes, {rate}", unpack(cut).part or "the whole file"])
+        lost = file.progressive.lost if file.progressive else ""
+        return "; ".join([f"{len(cut)} bytes, {rate}", unpack(cut).part or "the whole file", *filter(None, [lost])])
 
     return run_jobs(plan_jobs(args.inputs, args.output, SUFFIX, find_gic_files), one, args)

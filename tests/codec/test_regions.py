@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import picture, small_codec
 
 import gic
+import gic.pillow
+from gic.bitstream import container
 from gic.bitstream.coder import level_value
 from gic.bitstream.container import MAX_REGION, pack, unpack
 from gic.codec.image_codec import ImageCodec
 from gic.codec.regions import regions_of
 from gic.errors import ConfigError, FormatError, ImageError
+from gic.pictures.tensors import to_image
 
 WIDTH, HEIGHT = 200, 140
 PIXELS = picture(WIDTH, HEIGHT, "edges")
@@ -114,8 +119,8 @@ def test_a_progressive_file_with_regions_ends_anywhere() -> None:
     [
         ({"roi": picture(20, 20)}, ImageError, "the mask has 20 x 20 pixels, the picture 200 x 140"),
         ({"roi": "nowhere.png"}, ImageError, "nowhere.png"),
-        ({"roi": mask(), "roi_strength": 0.0}, ConfigError, "above 0 and not above 10 octaves"),
-        ({"roi": mask(), "roi_strength": float("nan")}, ConfigError, "above 0"),
+        ({"roi": mask(), "roi_strength": 0.0}, ConfigError, "0.25 to 10 octaves"),
+        ({"roi": mask(), "roi_strength": float("nan")}, ConfigError, "not nan"),
         ({"roi": mask(), "roi_strength": 10.5}, ConfigError, "10.5"),
         ({"roi": mask(), "quantizer": "dither"}, ConfigError, "takes the quantizer round"),
     ],
@@ -127,11 +132,28 @@ def test_what_is_wrong_with_a_mask_is_said(settings, error, reason: str) -> None
 
 @pytest.mark.parametrize("kind", ["L", "RGBA", "1", "P", "I;16"])
 def test_masks_of_every_mode_are_read(kind: str) -> None:
-    from gic.pictures.tensors import to_image
-
     image = to_image(mask(0, 64)).convert("L")
     image = image.point(lambda v: v * 257, "I").convert("I;16") if kind == "I;16" else image.convert(kind)
     assert list(regions_of(image, WIDTH, HEIGHT)) == [0, 8, 8, 8] * 3
+
+
+def test_what_is_transparent_is_black() -> None:
+    layer = Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (0, 0, 64, HEIGHT))
+    assert list(regions_of(layer, WIDTH, HEIGHT)) == [0, 8, 8, 8] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
+def test_masks_may_be_arrays_of_one_channel(dtype: type) -> None:
+    array = np.zeros((HEIGHT, WIDTH), dtype)
+    array[:, :64] = np.array(255).astype(dtype)
+    assert list(regions_of(array, WIDTH, HEIGHT)) == [0, 8, 8, 8] * 3
+
+
+def test_the_pillow_plugin_takes_masks(tmp_path: Path) -> None:
+    image = to_image(PIXELS)
+    image.save(tmp_path / "a.gic", q=4.0, roi=to_image(mask(0, 64)), roi_strength=1.0)
+    assert set(unpack((tmp_path / "a.gic").read_bytes()).regions) == {0, 4}
 
 
 def test_damaged_offsets_are_noticed() -> None:
@@ -141,8 +163,6 @@ def test_damaged_offsets_are_noticed() -> None:
     for regions in (bytes(11), bytes(13), bytes([MAX_REGION + 1] * 12)):
         with pytest.raises(ValueError, match="do not fit"):
             pack(replace(file, regions=regions))
-    import gic.bitstream.container as container
-
     for packed in (
         b"",
         b"\xff\xff",

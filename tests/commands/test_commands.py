@@ -535,6 +535,30 @@ def test_decompress_and_info_tell_how_much_of_a_file_is_there(progressive: bytes
     assert f"its header and first level take {ends[0]}" in capsys.readouterr().err
 
 
+def test_what_is_less_than_asked_is_said(folder: Path, capsys) -> None:
+    with Image.open("a.png") as image:
+        Image.new("L", image.size, 0).save("m.png")
+    assert run(["compress", "a.png", "--q", "4", "--progressive"]) == 0
+    assert "of one level" in capsys.readouterr().err
+    assert run(["compress", "a.png", "-o", "b.gic", "--q", "4", "--roi", "m.png"]) == 0
+    assert "black of the mask is 1 octaves coarser" in capsys.readouterr().err
+    assert run(["info", "b.gic"]) == 0
+    assert "up to 1 octaves coarser" in capsys.readouterr().out
+
+
+def test_a_part_of_a_file_says_so_in_python_too(progressive: bytes) -> None:
+    import gic.pillow
+
+    codec = gic.load()
+    cut = progressive[: len(progressive) - 20]
+    Path("cut.gic").write_bytes(cut)
+    with Image.open("cut.gic") as opened:
+        assert opened.info["gic"] == codec.decompress(cut).info["gic"] == unpack(cut).part != ""
+    assert "gic" not in codec.decompress(progressive).info
+    with pytest.raises(ConfigError, match="in pieces"):
+        next(codec.decompress_progressive(progressive))
+
+
 def test_a_mask_makes_regions(folder: Path, capsys) -> None:
     with Image.open("a.png") as image:
         Image.new("L", image.size, 0).save("m.png")
