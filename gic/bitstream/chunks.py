@@ -154,7 +154,7 @@ def read_chunks(data: bytes, start: int, sizes: Sequence[int], tiles: int, tiled
     crc, at, lost = zlib.crc32(data[: start - _HEAD_CHECKSUM]), start, ""
     size = ends[-1] if ends else start
     for level, end in enumerate(ends):
-        while at < min(end, len(data)) and not lost:
+        while at < min(end, len(data)):
             reader = Reader(data[at : min(end, at + _NUMBERS)], "chunk")
             try:
                 tile = reader.varint() if tiled else 0

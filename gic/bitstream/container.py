@@ -124,6 +124,11 @@ class GicFile:
         return f"{p.held} of {p.size} bytes, whole up to q {q:.3f}{partly}" + (f"; {p.lost}" if p.lost else "")
 
     @property
+    def octaves(self) -> float:
+        """How much coarser the coarsest block is than the finest may be: the log2 of the ratio of their steps."""
+        return max(self.regions, default=0) * REGION_STEP / LEVELS_PER_OCTAVE
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """Quantisation steps of the levels of the whole file, the coarsest first, for display."""
         return tuple(self.q * 3**n for n in range(self.progressive.refinements if self.progressive else 0, -1, -1))

@@ -4,7 +4,7 @@ The grids around mu with the steps 3q and q nest: symbol k at level q lies in th
 3q, so that k = 3 k_3 + d with d in {-1, 0, 1}. A file that holds k_3 goes on with d.
 
 **Probabilities.** The prior's tables are Gaussian. What k_3 leaves open follows a Laplace distribution of the same
-sigma more closely, and saves 2 to 4 % of the bits of d (docs/progressive.md). With s = sigma / q and
+sigma more closely, and takes fewer bits so (docs/progressive.md). With s = sigma / q and
 t = exp(-sqrt(2) / s) its three thirds have, from the one next to mu outwards, the probabilities
 
     k_3 != 0:   (1, t, t^2) / (1 + t + t^2)

@@ -253,7 +253,7 @@ class Encoding:
     def _offsets(self, code: int) -> bytes:
         """Offsets of the blocks, as far as the model's range allows where the finest level is that of ``code``."""
         limit = (self.coarsest - code) // REGION_STEP
-        return bytes(min(offset, limit) for offset in self.regions)
+        return np.minimum(np.frombuffer(self.regions, np.uint8), limit).astype(np.uint8).tobytes()
 
     def _refinements(self, code: int) -> int:
         """Number of levels before the one of ``code``, three times as coarse each, that the model's range has."""

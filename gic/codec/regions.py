@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,7 +43,7 @@ def regions_of(mask: MaskLike, width: int, height: int, strength: float = ROI_ST
         raise ConfigError(
             f"the strength of a region must lie in {1 / _OF_OCTAVE:g} to {limit:g} octaves, not {strength:g}"
         )
-    pixels = _pixels(mask)
+    pixels = _pixels(mask, (width, height))
     if pixels.shape[1:] != (height, width):
         raise ImageError(
             f"the mask has {pixels.shape[2]} x {pixels.shape[1]} pixels, the picture {width} x {height}: "
@@ -52,17 +53,29 @@ def regions_of(mask: MaskLike, width: int, height: int, strength: float = ROI_ST
     return bytes(torch.round((1 - white) * strength * _OF_OCTAVE).to(torch.uint8).flatten().tolist())
 
 
-def _pixels(mask: MaskLike) -> Tensor:
-    """Pixels of a mask, uint8 (3, H, W)."""
+def _pixels(mask: MaskLike, size: tuple[int, int]) -> Tensor:
+    """Pixels of a mask, uint8 (3, H, W); transparent ones are black if it has the ``size`` that it should have."""
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.uint8, np.bool_):
         grey = mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255
         mask = np.repeat(grey[..., None], 3, axis=2)
     try:
-        if isinstance(mask, (bytes, str, Path)):
-            mask = Image.open(io.BytesIO(mask) if isinstance(mask, bytes) else mask)
-        if isinstance(mask, Image.Image) and mask.has_transparency_data:
-            layer = mask.convert("RGBA")
-            mask = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer).convert("RGB")
+        if isinstance(mask, (str, Path)):
+            mask = Path(mask).read_bytes()
+        elif not isinstance(mask, (Tensor, np.ndarray, Image.Image, bytes)):
+            mask = mask.read()
+        if isinstance(mask, bytes):
+            with suppress(UnidentifiedImageError), Image.open(io.BytesIO(mask)) as opened:
+                mask = _on_black(opened, size) or mask
+        elif isinstance(mask, Image.Image):
+            mask = _on_black(mask, size) or mask
         return read_pixels(mask, False)[0]
     except (ImageError, OSError, ValueError) as error:
         raise ImageError(f"the mask is no picture that can be read: {words_of(error)}") from error
+
+
+def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image | None:
+    """An image with transparency on black; None if it has none, or another size, which is not decoded."""
+    if not image.has_transparency_data or image.size != size:
+        return None
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", size, (0, 0, 0, 255)), layer).convert("RGB")

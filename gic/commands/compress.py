@@ -52,6 +52,7 @@ def run(args: Namespace) -> int:
 
     if args.roi_strength is not None and args.roi is None:
         raise ConfigError("--roi-strength is of a mask: name one, --roi MASK.png")
+    mask = None if args.roi is None else read(Path(args.roi))
     jobs = plan_jobs(args.inputs, args.output, SUFFIX, find_images)
     codec = load_codec(args)
 
@@ -64,7 +65,7 @@ def run(args: Namespace) -> int:
             seed=args.seed,
             keep_metadata=args.keep_metadata,
             progressive=args.progressive,
-            roi=None if args.roi is None else read(Path(args.roi)),
+            roi=mask,
             **({} if args.roi_strength is None else {"roi_strength": args.roi_strength}),
         )
         data = encoding.compress(
@@ -77,9 +78,7 @@ def run(args: Namespace) -> int:
         if args.progressive and len(file.levels) == 1:
             notes.append("of one level, as the model has none three times as coarse: it cannot be cut")
         if file.regions and max(file.regions) < max(encoding.regions):
-            notes.append(
-                f"black of the mask is {max(file.regions) / 4:g} octaves coarser, where the model's range ends"
-            )
+            notes.append(f"black of the mask is {file.octaves:g} octaves coarser, where the model's range ends")
         levels = ", ".join(f"{q:.3f}" for q in reversed(file.levels))
         return "; ".join([f"{len(data)} bytes, {rate}, q {levels}", *notes])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from gic.bitstream.container import SUFFIX, unpack
+from gic.bitstream.container import SUFFIX
 from gic.commands.jobs import Job, add_codec, add_files, find_gic_files, load_codec, plan_jobs, read, run_jobs, write
 from gic.errors import ConfigError
 from gic.files import is_stream
@@ -40,11 +40,13 @@ def run(args: Namespace) -> int:
     def one(job: Job) -> str:
         nameless = job.target is not None and not job.target.suffix and is_stream(job.target)  # /dev/stdout
         kind = _picture_format(None if nameless else job.target)
-        source = read(job.source)
-        image = codec.decompress(source, realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed)
+        image = codec.decompress(
+            read(job.source), realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed
+        )
+        part = image.info.get("gic")
         data, notes = encode_picture(image, kind, str(job.target or "standard output"))
         write(job.target, data)
-        return "; ".join([f"{image.width} x {image.height} pixels", *filter(None, [unpack(source).part]), *notes])
+        return "; ".join([f"{image.width} x {image.height} pixels", *([part] if part else []), *notes])
 
     return run_jobs(jobs, one, args)
 

@@ -74,7 +74,7 @@ def describe(data: bytes) -> dict[str, Any]:
             ],
             "cut_points": [chunks.start, *(stop for stop in chunks.stops if stop <= chunks.held)],
             "whole_bytes": chunks.size,
-            "regions": f"up to {max(file.regions) / 4:g} octaves coarser" if file.regions else "none",
+            "regions": f"up to {file.octaves:g} octaves coarser" if file.regions else "none",
             "held": file.part or "all",
         }
     return {

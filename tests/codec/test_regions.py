@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -140,7 +141,17 @@ def test_masks_of_every_mode_are_read(kind: str) -> None:
 def test_what_is_transparent_is_black() -> None:
     layer = Image.new("RGBA", (WIDTH, HEIGHT), (255, 255, 255, 0))
     layer.paste((255, 255, 255, 255), (0, 0, 64, HEIGHT))
-    assert list(regions_of(layer, WIDTH, HEIGHT)) == [0, 8, 8, 8] * 3
+    layer.save(file := io.BytesIO(), "PNG")
+    file.seek(0)
+    for given in (layer, file, file.getvalue()):
+        assert list(regions_of(given, WIDTH, HEIGHT)) == [0, 8, 8, 8] * 3
+
+
+def test_a_mask_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Image.new("RGBA", (WIDTH + 1, HEIGHT))
+    monkeypatch.setattr(Image, "alpha_composite", None)
+    with pytest.raises(ImageError, match=f"the mask has {WIDTH + 1} x"):
+        regions_of(layer, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
