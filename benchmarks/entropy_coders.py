@@ -30,7 +30,7 @@ from scipy.special import log_ndtr
 
 from gic.bitstream.coder import EntropyCoder, Prior, level_code
 from gic.bitstream.tables import SCALE_FIRST, SCALE_LAST, SCALE_STEP, Tables, gaussian_tables
-from gic.codec.weights import load_codec
+from gic.codec.checkpoints import load_codec
 from gic.errors import FormatError, require
 from gic.models.compressor import ResidualCompressor
 

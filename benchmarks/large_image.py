@@ -25,8 +25,8 @@ import yaml
 from numpy.typing import NDArray
 
 import gic
+from gic.codec.checkpoints import build_codec
 from gic.codec.image_codec import ImageCodec
-from gic.codec.weights import build_codec
 from gic.data.synthetic import synthetic_image
 
 SMALL = Path(__file__).resolve().parent.parent / "configs" / "models" / "small.yaml"

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from gic.codec.weights import build_codec, load_codec
+from gic.codec.checkpoints import build_codec, load_codec
 from gic.models.codec import Codec
 
 SMALL = Path(__file__).resolve().parent.parent / "configs" / "models" / "small.yaml"

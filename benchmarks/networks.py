@@ -33,7 +33,7 @@ from torch import Tensor
 
 from gic.benchmark.bd_rate import bd_rate
 from gic.benchmark.results import Curve, Measurement, Point
-from gic.codec.weights import build_codec
+from gic.codec.checkpoints import build_codec
 from gic.data.module import ImageData
 from gic.data.stream import EvalImages
 from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gic.data.stream import EvalImages
-from gic.models.lapped import SUPER_BLOCK, LappedTransform
+from gic.models.lapped import LappedTransform
+from gic.models.lot import SUPER_BLOCK
 from gic.pictures.tensors import as_float
 from gic.quality.metrics import make_metrics
 

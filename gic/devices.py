@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import warnings
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gic.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0  # SLURM's numbers for its own steps: the job script, an interactive shell
 _WHY = "a Mac's GPU (mps) has no float64, which the codec's posterior needs"
 
 
+def gpu_present() -> bool:
+    """Whether CUDA's driver knows a GPU; asked without PyTorch, whose import takes seconds."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
 def automatic_device() -> str:
     """``cuda`` if there is one, else ``cpu``."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -40,6 +54,8 @@ def check_accelerator(asked: Any) -> Any:
     Raises:
         ConfigError: If it asks for a Mac's GPU.
     """
+    import torch
+
     mps = torch.backends.mps.is_available()
     if asked == "auto":
         chosen = automatic_device()

@@ -165,7 +165,7 @@ def make(path: Path, kind: str, shards: Path) -> None:
     elif path.suffix == ".ckpt":
         path.write_bytes(b"a checkpoint")  # whose existence alone is checked
     else:
-        from gic.codec.weights import save_weights
+        from gic.codec.checkpoints import save_weights
 
         save_weights(path, small_model().state_dict(), CONFIG)
 

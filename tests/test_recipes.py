@@ -17,7 +17,7 @@ import torch
 from places import REPOSITORY, TESTS
 from training_runs import PATIENCE, wait_for
 
-from gic.codec.weights import load_codec
+from gic.codec.checkpoints import load_codec
 from gic.data.synthetic import ensure_synthetic_shards
 
 RECIPE = REPOSITORY / "recipes" / "small.sh"

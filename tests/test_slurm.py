@@ -17,7 +17,7 @@ from small import CONFIG, small_model
 from training_runs import PATIENCE, losses
 
 from gic.benchmark.results import load_results
-from gic.codec.weights import save_weights
+from gic.codec.checkpoints import save_weights
 from gic.data.synthetic import ensure_synthetic_shards
 
 pytestmark = pytest.mark.slurm

@@ -17,13 +17,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from gic.bitstream import portable
-from gic.bitstream.exact import IntegerNetwork
+from gic.bitstream.exact import IntegerNetwork, Layer
 from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import (
     LEVELS_PER_OCTAVE,
@@ -32,17 +29,16 @@ from gic.bitstream.tables import (
     SCALE_STEP,
     SKIP_DITHER,
     SKIP_ROUND,
+    FactorizedWeights,
     IntArray,
     Tables,
-    _float64,
     factorized_tables,
     gaussian_tables,
     scale_numbers,
 )
 from gic.errors import ConfigError
-from gic.models.compressor import Compressor
-from gic.models.entropy_model import SIGMA_MIN
-from gic.models.lapped import SUPER_BLOCK, importance
+from gic.models.lot import SUPER_BLOCK, importance
+from gic.models.ranges import SIGMA_MIN
 
 CODE_MIN, CODE_MAX = -(2**15), 2**15 - 1
 """Codes of q are 16-bit numbers."""
@@ -65,13 +61,43 @@ class Prior(NamedTuple):
         log2_sigma: Logarithms of the standard deviations, int32, in units of 1 / LEVELS_PER_OCTAVE octaves, like mu.
     """
 
-    mu: Tensor
-    log2_sigma: Tensor
+    mu: NDArray[np.float32]
+    log2_sigma: IntArray
 
     @property
-    def sigma(self) -> Tensor:
+    def sigma(self) -> NDArray[np.float32]:
         """Standard deviations, float32; for uses that need not be bit-exact, like the denoiser."""
-        return torch.exp2(self.log2_sigma.float() / LEVELS_PER_OCTAVE)
+        sigma: NDArray[np.float32] = np.exp2(self.log2_sigma.astype(np.float32) / np.float32(LEVELS_PER_OCTAVE))
+        return sigma
+
+
+class EntropyModel(NamedTuple):
+    """What encoder and decoder must share of a set of weights.
+
+    Attributes:
+        latent_channels: M, channels of y that the networks have.
+        hyper_channels: N, channels of z.
+        h_s: Integers z (B, N, h, w) to mu, log sigma, and log sigma of each group of the detail, (B, C, 4h, 4w).
+        prior_z: Weights of the prior of z.
+        sigma_max: Largest standard deviation of the prior of y.
+        lapped: Whether y are coefficients of the lapped transform.
+        detail: Log sigma of each detail channel, relative to its group's.
+        groups: Group of each detail channel.
+    """
+
+    latent_channels: int
+    hyper_channels: int
+    h_s: Sequence[Layer]
+    prior_z: FactorizedWeights
+    sigma_max: float
+    lapped: bool = False
+    detail: NDArray[Any] = np.zeros(0)
+    groups: Sequence[int] = ()
+
+    @property
+    def coded_channels(self) -> int:
+        """Channels of y that a file holds: those of the networks, then the detail."""
+        return self.latent_channels + len(self.groups)
 
 
 def level_code(q: float) -> int:
@@ -95,51 +121,51 @@ def level_value(code: int) -> float:
     return float(portable.exp2(code / LEVELS_PER_OCTAVE))
 
 
-def level_field(codes: IntArray) -> Tensor:
+def level_field(codes: IntArray) -> NDArray[np.float32]:
     """Levels of an array of codes, float32, like ``codes``: :func:`level_value` of each."""
-    return torch.from_numpy(portable.exp2(codes / LEVELS_PER_OCTAVE).astype(np.float32))
+    return portable.exp2(codes / LEVELS_PER_OCTAVE).astype(np.float32)
 
 
 class EntropyCoder:
-    """Codes z and y of a compressor; reads its weights once, in the constructor.
+    """Codes z and y of an entropy model; reads its weights once, in the constructor.
 
     Symbols are int32 arrays. ``offsets`` are the dither's offset numbers, 0 ... OFFSETS - 1, like the symbols; ``None``
     is plain rounding. Any shape is allowed; z has its channels third from the end.
 
     Args:
-        compressor: Holds ``h_s``, whose output is mu and log sigma in this order, and ``prior_z``.
+        model: The entropy model.
 
     Raises:
         ConfigError: If h_s cannot be computed exactly, or weights are not finite.
 
     Example:
-        >>> from gic.models.compressor import ResidualCompressor
-        >>> compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), latent_channels=8, hyper_channels=4)
-        >>> coder = EntropyCoder(compressor)
-        >>> z = np.random.default_rng(0).integers(-3, 4, (1, 4, 2, 2), dtype=np.int32)
+        >>> from gic.bitstream.exact import Convolution
+        >>> rng = np.random.default_rng(0)
+        >>> prior_z = FactorizedWeights([np.ones((4, 1, 1))], [np.zeros((4, 1, 1))], [])
+        >>> h_s = [Convolution(rng.normal(size=(16, 4, 3, 3)), None)]
+        >>> coder = EntropyCoder(EntropyModel(8, 4, h_s, prior_z, sigma_max=256.0))
+        >>> z = rng.integers(-3, 4, (1, 4, 2, 2), dtype=np.int32)
         >>> bool((coder.decode_z(coder.encode_z(z), z.shape) == z).all())
         True
     """
 
-    def __init__(self, compressor: Compressor) -> None:
-        self.hyper_channels = compressor.hyper_channels
-        self._log2_sigma_max = round(math.log2(compressor.sigma_max) * LEVELS_PER_OCTAVE)
-        m = self._means = compressor.latent_channels
+    def __init__(self, model: EntropyModel) -> None:
+        self.hyper_channels = model.hyper_channels
+        self._log2_sigma_max = round(math.log2(model.sigma_max) * LEVELS_PER_OCTAVE)
+        m = self._means = model.latent_channels
         # After mu and log sigma of the latent channels one log sigma for each group of the detail's.
-        self._sources = [*range(m, 2 * m), *(2 * m + group for group in compressor.groups)]
+        self._sources = [*range(m, 2 * m), *(2 * m + group for group in model.groups)]
         sigmas = len(set(self._sources))
-        gain = torch.tensor([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * sigmas, dtype=torch.float64)
-        self._detail = np.zeros(0)
-        if compressor.detail is not None:
-            self._detail = np.floor(_float64(compressor.detail) * (LEVELS_PER_OCTAVE * _LOG2_E) + 0.5)
-            if not np.isfinite(self._detail).all():
-                raise ConfigError(
-                    "the detail channels have scales that are not finite numbers: the model cannot code files"
-                )
-        self._h_s = IntegerNetwork(compressor.h_s, gain)
-        self._z_tables = factorized_tables(compressor.prior_z)
-        lapped, channels = compressor.lapped, m + len(self._detail)
-        self._importance = np.array(importance(channels) if lapped is not None else [[0] * SUPER_BLOCK**2] * channels)
+        gain = np.array([2.0**MU_BITS] * m + [LEVELS_PER_OCTAVE * _LOG2_E] * sigmas)
+        self._detail = np.floor(model.detail.astype(np.float64) * (LEVELS_PER_OCTAVE * _LOG2_E) + 0.5)
+        if not np.isfinite(self._detail).all():
+            raise ConfigError(
+                "the detail channels have scales that are not finite numbers: the model cannot code files"
+            )
+        self._h_s = IntegerNetwork(model.h_s, gain)
+        self._z_tables = factorized_tables(model.prior_z)
+        channels = model.coded_channels
+        self._importance = np.array(importance(channels) if model.lapped else [[0] * SUPER_BLOCK**2] * channels)
 
     @cached_property
     def tables_hash(self) -> str:
@@ -148,7 +174,7 @@ class EntropyCoder:
         constants = [LEVELS_PER_OCTAVE, MU_BITS, OFFSETS, SCALE_STEP, SCALE_FIRST, SKIP_ROUND, SKIP_DITHER]
         arrays: list[NDArray[Any]] = [np.array(constants)]
         for conv in self._h_s.convolutions:
-            arrays += [conv.weight.numpy(), conv.bias.numpy(), np.frexp(conv.scale.numpy())[1]]
+            arrays += [conv.weight, conv.bias, np.frexp(conv.scale)[1]]
         if self._detail.size:
             arrays += [np.array(self._sources), self._detail]
         for tables in (self._z_tables, gaussian_tables(False)):
@@ -159,8 +185,8 @@ class EntropyCoder:
 
     # --- hyper-latent -------------------------------------------------------------------------------------
 
-    def prior(self, z: Tensor) -> Prior:
-        """Prior of y from integers z (B, N, h, w) of any dtype, on the device of ``z``.
+    def prior(self, z: NDArray[Any]) -> Prior:
+        """Prior of y from integers z (B, N, h, w) of any dtype.
 
         Raises:
             ValueError: If ``z`` does not consist of integers.
@@ -168,11 +194,11 @@ class EntropyCoder:
         out = self._h_s(z)
         mu, log2_sigma = out[:, : self._means], out[:, self._means :]
         if self._detail.size:
-            mu = F.pad(mu, (0, 0, 0, 0, 0, len(self._detail)))
+            mu = np.pad(mu, ((0, 0), (0, len(self._detail)), (0, 0), (0, 0)))
             log2_sigma = out[:, self._sources]
-            log2_sigma[:, self._means :] += torch.from_numpy(self._detail).to(out.device)[:, None, None]
-        log2_sigma = log2_sigma.clamp(_LOG2_SIGMA_MIN, self._log2_sigma_max)
-        return Prior((mu / 2**MU_BITS).float().to(z.device), log2_sigma.to(torch.int32).to(z.device))
+            log2_sigma[:, self._means :] += self._detail[:, None, None]
+        log2_sigma = log2_sigma.clip(_LOG2_SIGMA_MIN, self._log2_sigma_max)
+        return Prior((mu / 2**MU_BITS).astype(np.float32), log2_sigma.astype(np.int32))
 
     def encode_z(self, z: IntArray) -> bytes:
         """Code the hyper-latent.
@@ -207,7 +233,8 @@ class EntropyCoder:
 
     def coded_mask(self, prior: Prior, code: Code, dither: bool) -> NDArray[np.bool_]:
         """Which elements of y are coded at the level of ``code``; the symbols of all others must be 0."""
-        return _numpy(prior.log2_sigma) >= code + (SKIP_DITHER if dither else SKIP_ROUND)
+        mask: NDArray[np.bool_] = prior.log2_sigma >= code + (SKIP_DITHER if dither else SKIP_ROUND)
+        return mask
 
     def encode_y(self, symbols: IntArray, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> bytes:
         """Code the symbols of y.
@@ -250,7 +277,7 @@ class EntropyCoder:
             code: Code of the finer level.
             coarse: Symbols at the coarser, ``code + STEP``, like y.
         """
-        log2_sigma = _numpy(prior.log2_sigma)
+        log2_sigma = prior.log2_sigma
         rows, columns = np.indices(log2_sigma.shape[-2:]) % SUPER_BLOCK
         return Refinement(
             log2_sigma - code,
@@ -267,12 +294,7 @@ class EntropyCoder:
         dither = offsets is not None
         mask = self.coded_mask(prior, code, dither)
         # sigma / q to the nearest scale, in integers.
-        tables = scale_numbers((_numpy(prior.log2_sigma) - code)[mask])
+        tables = scale_numbers((prior.log2_sigma - code)[mask])
         if offsets is not None:
             tables = tables * OFFSETS + offsets[mask]
         return mask, tables, gaussian_tables(dither)
-
-
-def _numpy(x: Tensor) -> NDArray[np.int32]:
-    array: NDArray[np.int32] = x.detach().cpu().numpy()
-    return array

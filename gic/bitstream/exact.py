@@ -13,14 +13,11 @@ avoided since they may transform their operands (Winograd, FFT); scaling by powe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gic.errors import ConfigError
 
@@ -43,6 +40,27 @@ EXACT_SUM = 2**53
 _BAND_ELEMENTS = 2**20  # of the unfolded input: 8 MiB
 
 
+class Convolution(NamedTuple):
+    """A convolution with stride 1 and "same" zero padding: weight (O, C, k, k), k odd, and bias (O,) or None."""
+
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+
+
+class Relu(NamedTuple):
+    """``max(x, 0)``."""
+
+
+class Shuffle(NamedTuple):
+    """A pixel shuffle, which multiplies the size by ``factor``."""
+
+    factor: int
+
+
+Layer = Convolution | Relu | Shuffle
+"""What a network that is run exactly may consist of."""
+
+
 class IntegerConv(NamedTuple):
     """One convolution in integers.
 
@@ -54,21 +72,18 @@ class IntegerConv(NamedTuple):
         kernel: Kernel size k, odd; stride 1, "same" padding.
     """
 
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    scale: NDArray[np.float64]
     limit: int
     kernel: int
 
 
-def integer_conv(
-    weight: Tensor, bias: Tensor | None, gain: Tensor, in_bits: int, in_limit: int, limit: int
-) -> IntegerConv:
+def integer_conv(layer: Convolution, gain: NDArray[np.float64], in_bits: int, in_limit: int, limit: int) -> IntegerConv:
     """Quantise a convolution so that its sums are exact in float64.
 
     Args:
-        weight: (O, C, k, k).
-        bias: (O,) or ``None``.
+        layer: The convolution.
         gain: (O,), units of the output per unit of the real-valued output.
         in_bits: Inputs are multiples of 2^-in_bits.
         in_limit: Largest magnitude of the inputs, in units of 2^-in_bits.
@@ -80,8 +95,9 @@ def integer_conv(
     Raises:
         ConfigError: If weights are not finite, or the bound cannot be met with WEIGHT_BITS_MIN bits.
     """
-    w = _numpy(weight).reshape(weight.shape[0], -1) * _numpy(gain)[:, None]
-    b = np.zeros(len(w)) if bias is None else _numpy(bias) * _numpy(gain)
+    weight = layer.weight.astype(np.float64)
+    w = weight.reshape(len(weight), -1) * gain[:, None]
+    b = np.zeros(len(w)) if layer.bias is None else layer.bias.astype(np.float64) * gain
     if not (np.isfinite(w).all() and np.isfinite(b).all()):
         raise ConfigError("the hyper-synthesis has weights that are not finite numbers: the model cannot code files")
     # Sums are in units of 2^-(exponent + in_bits). The first try makes the largest weight WEIGHT_BITS long.
@@ -95,8 +111,7 @@ def integer_conv(
         # Integers below 2^53 here, or large enough for rounding not to matter.
         exact = in_limit * np.abs(whole).sum(1) + np.abs(whole_bias) < EXACT_SUM
         if exact.all():
-            columns = [torch.from_numpy(v)[:, None] for v in (whole_bias, np.ldexp(1.0, -shift))]
-            return IntegerConv(torch.from_numpy(whole), columns[0], columns[1], limit, weight.shape[-1])
+            return IntegerConv(whole, whole_bias[:, None], np.ldexp(1.0, -shift)[:, None], limit, weight.shape[-1])
         exponent = np.where(exact, exponent, exponent - 1)
     raise ConfigError(
         "the hyper-synthesis cannot be computed exactly: a channel's bias or sum of weights is too large for its "
@@ -104,107 +119,106 @@ def integer_conv(
     )
 
 
-def _numpy(x: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = x.detach().to("cpu", torch.float64).numpy()
-    return array
-
-
 class IntegerNetwork:
     """A network of convolutions, ReLU and pixel shuffles in integers, from and to integers.
 
     Args:
-        network: ``nn.Sequential``, also nested, of ``nn.Conv2d`` (odd kernel, stride 1, "same" zero padding),
-            ``nn.ReLU`` and ``nn.PixelShuffle``; a convolution comes last.
-        gain: Units of the output per unit of the network's output, one for each output channel, float64.
+        layers: The network; a convolution comes last.
+        gain: Units of the output per unit of the network's output, one for each output channel.
 
     Raises:
-        ConfigError: If the network holds anything else, or exactness cannot be proven from its weights.
+        ConfigError: If exactness cannot be proven from the weights.
 
     Example:
-        >>> network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
-        >>> exact = IntegerNetwork(network, torch.tensor([1024.0], dtype=torch.float64))
-        >>> z = torch.randint(-9, 9, (1, 2, 5, 5))
-        >>> bool(((exact(z) / 1024 - network(z.float())).abs() < 0.01).all())
+        >>> rng = np.random.default_rng(0)
+        >>> first, last = rng.normal(size=(4, 2, 3, 3)), np.ones((1, 4, 1, 1))
+        >>> layers = [Convolution(first, None), Relu(), Convolution(last, None)]
+        >>> z = rng.integers(-9, 9, (1, 2, 5, 5))
+        >>> exact = IntegerNetwork(layers, np.array([1024.0]))
+        >>> x = np.maximum(convolve(z.astype(float), first.reshape(4, -1), 3), 0).sum(1, keepdims=True)
+        >>> bool((abs(exact(z) / 1024 - x) < 0.01).all())
         True
     """
 
-    def __init__(self, network: nn.Module, gain: Tensor) -> None:
-        modules = list(_flatten(network))
-        if not modules or not isinstance(modules[-1], nn.Conv2d):
+    def __init__(self, layers: Sequence[Layer], gain: NDArray[np.float64]) -> None:
+        if not layers or not isinstance(layers[-1], Convolution):
             raise ConfigError("the hyper-synthesis must end in a convolution to be computed exactly")
-        self.steps: list[IntegerConv | int | None] = []  # a convolution, a pixel shuffle's factor, or a ReLU
+        self.steps: list[IntegerConv | Relu | Shuffle] = []
         bits, in_limit = 0, INPUT_MAX
-        for module in modules:
-            if isinstance(module, nn.Conv2d):
-                last = module is modules[-1]
-                module_gain = gain if last else torch.full((module.out_channels,), 2.0**FRACTION_BITS).double()
-                if module_gain.shape != (module.out_channels,):
-                    raise ConfigError(f"{len(module_gain)} gains for {module.out_channels} output channels")
+        for layer in layers:
+            if isinstance(layer, Convolution):
+                last, outputs = layer is layers[-1], len(layer.weight)
+                layer_gain = gain if last else np.full(outputs, 2.0**FRACTION_BITS)
+                if layer_gain.shape != (outputs,):
+                    raise ConfigError(f"{len(layer_gain)} gains for {outputs} output channels")
                 out_limit = OUTPUT_MAX if last else 2**MAGNITUDE_BITS
-                self.steps.append(integer_conv(module.weight, module.bias, module_gain, bits, in_limit, out_limit))
+                self.steps.append(integer_conv(layer, layer_gain, bits, in_limit, out_limit))
                 bits, in_limit = FRACTION_BITS, out_limit
             else:
-                self.steps.append(module.upscale_factor if isinstance(module, nn.PixelShuffle) else None)
+                self.steps.append(layer)
 
     @property
     def convolutions(self) -> list[IntegerConv]:
         """The convolutions in order."""
         return [step for step in self.steps if isinstance(step, IntegerConv)]
 
-    @torch.no_grad()
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, z: NDArray[Any]) -> NDArray[np.float64]:
         """Integers (B, C, h, w) of any dtype to integers in float64.
-
-        Computed on the CPU, where the coder uses the result; ``z`` may lie on any device.
 
         Raises:
             ValueError: If ``z`` does not consist of integers.
         """
-        x = z.detach().to("cpu", torch.float64).contiguous()
-        if not torch.equal(x, torch.floor(x)):  # also refuses nan
+        x = z.astype(np.float64)
+        if not np.array_equal(x, np.floor(x)):  # also refuses nan
             raise ValueError("the hyper-latent must be made of integers")
-        x = x.clamp(-INPUT_MAX, INPUT_MAX)
-        with torch.autocast(x.device.type, enabled=False):
-            for step in self.steps:
-                if step is None:
-                    x = x.clamp_min(0)
-                elif isinstance(step, int):
-                    x = F.pixel_shuffle(x, step)
-                else:
-                    x = _convolve(x, step)
+        x = x.clip(-INPUT_MAX, INPUT_MAX)
+        for step in self.steps:
+            if isinstance(step, Relu):
+                x = np.maximum(x, 0)
+            elif isinstance(step, Shuffle):
+                x = shuffled(x, step.factor)
+            else:
+                sums = convolve(x, step.weight, step.kernel)
+                sums += step.bias[:, None]
+                sums *= step.scale[:, None]
+                x = np.floor(sums, out=sums).clip(-step.limit, step.limit, out=sums)
         return x
 
 
-def _convolve(x: Tensor, conv: IntegerConv) -> Tensor:
-    """Convolution as matrix products over bands of rows, each unfolded to at most about 8 MiB."""
-    batch, _, height, width = x.shape
-    halo = conv.kernel // 2
-    padded = F.pad(x, (halo, halo, halo, halo))
-    rows = max(1, _BAND_ELEMENTS // (batch * conv.weight.shape[1] * width))
-    bands = []
+def shuffled(x: NDArray[Any], factor: int) -> NDArray[Any]:
+    """Pixel shuffle: (B, C f^2, h, w) to (B, C, f h, f w).
+
+    >>> shuffled(np.arange(4).reshape(1, 4, 1, 1), 2)[0, 0].tolist()
+    [[0, 1], [2, 3]]
+    """
+    b, c, h, w = x.shape
+    blocks = x.reshape(b, c // factor**2, factor, factor, h, w).transpose(0, 1, 4, 2, 5, 3)
+    return blocks.reshape(b, c // factor**2, factor * h, factor * w)
+
+
+def convolve(x: NDArray[Any], weight: NDArray[Any], kernel: int) -> NDArray[Any]:
+    """Convolution with stride 1 and zero padding, as matrix products over bands of rows of at most about 8 MiB.
+
+    Args:
+        x: (B, C, h, w).
+        weight: (O, C * kernel * kernel).
+        kernel: Side of the kernel, odd.
+
+    Returns:
+        (B, O, h, w), in the dtype of both.
+    """
+    batch, channels, height, width = x.shape
+    halo = kernel // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (halo, halo), (halo, halo)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3)).transpose(0, 1, 4, 5, 2, 3)
+    rows = max(1, _BAND_ELEMENTS // max(1, batch * channels * kernel**2 * width))
+    out = np.empty((batch, len(weight), height, width), x.dtype)
+    for top, end in _bands(height, rows):
+        columns = windows[..., top:end, :].reshape(batch, channels * kernel**2, (end - top) * width)
+        out[:, :, top:end] = (weight @ columns).reshape(batch, -1, end - top, width)
+    return out
+
+
+def _bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
     for top in range(0, height, rows):
-        count = min(rows, height - top)
-        columns = F.unfold(padded[:, :, top : top + count + 2 * halo], conv.kernel)
-        sums = torch.matmul(conv.weight, columns) + conv.bias
-        band = torch.floor(sums * conv.scale).clamp(-conv.limit, conv.limit)
-        bands.append(band.reshape(batch, -1, count, width))
-    return torch.cat(bands, 2)
-
-
-def _flatten(module: nn.Module) -> Iterator[nn.Conv2d | nn.ReLU | nn.PixelShuffle]:
-    if isinstance(module, nn.Sequential):
-        for child in module:
-            yield from _flatten(child)
-    elif isinstance(module, nn.Conv2d):
-        k = module.kernel_size[0]
-        plain = module.stride == (1, 1) and module.dilation == (1, 1) and module.groups == 1
-        same = module.kernel_size == (k, k) and k % 2 == 1 and module.padding in ((k // 2, k // 2), "same")
-        if not (plain and same and module.padding_mode == "zeros"):
-            raise ConfigError(f"the hyper-synthesis holds {module}: only plain 'same' convolutions can be made exact")
-        yield module
-    elif isinstance(module, (nn.ReLU, nn.PixelShuffle)):
-        yield module
-    else:
-        raise ConfigError(
-            f"the hyper-synthesis holds a {type(module).__name__}: only Conv2d, ReLU and PixelShuffle can be made exact"
-        )
+        yield top, min(height, top + rows)

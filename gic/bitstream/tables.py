@@ -8,19 +8,17 @@ plain bits. Scales sigma / q are powers of two with exponents in units of 1 / LE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gic.bitstream import portable, rans
 from gic.bitstream.container import LEVELS_PER_OCTAVE
 from gic.errors import ConfigError, FormatError
-from gic.models.entropy_model import SKIP_BELOW, FactorizedPrior
+from gic.models.ranges import SKIP_BELOW
 
 OFFSETS = 16
 """Number of dither values: u_j = (j + 1/2) / OFFSETS - 1/2."""
@@ -239,14 +237,28 @@ def gaussian(scale: portable.Array, u: portable.Array, rounding: float) -> Distr
     return Distributions(-radius, 2 * radius + 1, portable.normal_cdf((edge + u[table]) / scale[table]))
 
 
-def factorized_tables(prior: FactorizedPrior) -> Tables:
+class FactorizedWeights(NamedTuple):
+    """Weights of the factorised prior of z, one set for each of the N channels (arXiv 1802.01436, appendix 6.1).
+
+    Attributes:
+        matrices: (N, rows, columns) for each layer, before the softplus.
+        biases: (N, rows, 1) for each layer.
+        factors: (N, rows, 1) for each layer but the last, before the tanh.
+    """
+
+    matrices: Sequence[NDArray[Any]]
+    biases: Sequence[NDArray[Any]]
+    factors: Sequence[NDArray[Any]]
+
+
+def factorized_tables(prior: FactorizedWeights) -> Tables:
     """One table for each channel of z, from the weights of its factorised prior.
 
     Raises:
         ConfigError: If the weights are not finite numbers.
     """
-    count = len(prior.matrices)
-    parameters = [_float64(p) for p in (*prior.matrices, *prior.biases, *prior.factors)]
+    count, channels = len(prior.matrices), len(prior.matrices[0])
+    parameters = [p.astype(np.float64) for p in (*prior.matrices, *prior.biases, *prior.factors)]
     if not all(np.isfinite(p).all() for p in parameters):
         raise ConfigError("the prior of z has weights that are not finite numbers: the model cannot code files")
     matrices = [portable.softplus(p) for p in parameters[:count]]
@@ -268,9 +280,9 @@ def factorized_tables(prior: FactorizedPrior) -> Tables:
             values = sums
         return values[0]
 
-    channels = np.arange(prior.channels)
-    low = _search(lambda k: logits(channels, k - 0.5) > -_TAIL_LOGIT, prior.channels) - 1
-    high = _search(lambda k: logits(channels, k + 0.5) >= _TAIL_LOGIT, prior.channels)
+    every = np.arange(channels)
+    low = _search(lambda k: logits(every, k - 0.5) > -_TAIL_LOGIT, channels) - 1
+    high = _search(lambda k: logits(every, k + 0.5) >= _TAIL_LOGIT, channels)
     low = np.maximum(low, -_Z_TABLE_MAX)
     high = np.maximum(np.minimum(high, _Z_TABLE_MAX), low)
     table, edge = _edges(low, high - low + 1)
@@ -286,8 +298,3 @@ def _search(predicate: Callable[[NDArray[np.int64]], NDArray[np.bool_]], count: 
         holds = predicate(middle)
         no, yes = np.where(holds, no, middle), np.where(holds, middle, yes)
     return yes
-
-
-def _float64(x: Tensor) -> portable.Array:
-    array: portable.Array = x.detach().to("cpu", torch.float64).numpy()
-    return array

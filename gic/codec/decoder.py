@@ -9,9 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gic.bitstream.chunks import Progressive
 from gic.bitstream.coder import Code, Prior, level_field, level_value
@@ -22,15 +20,7 @@ from gic.codec.engine import Engine, tile_codes
 from gic.codec.tiling import HALO, Tile, share, tiles_of
 from gic.errors import FormatError
 from gic.method import sde
-
-
-class Latent(NamedTuple):
-    """A window of y_q, mu and sigma, (1, M, h, w) on the codec's device, and the level: (1,), or a field like y_q."""
-
-    y_q: Tensor
-    mu: Tensor
-    sigma: Tensor
-    q: Tensor
+from gic.runtime.networks import FloatArray, Latent
 
 
 class Symbols(NamedTuple):
@@ -53,9 +43,9 @@ def decode_symbols(engine: Engine, file: GicFile, index: int, place: Tile) -> Sy
     """
     rows, columns = engine.latent_size(place)
     payload = file.payloads[index]
-    shape = (1, engine.model.compressor.hyper_channels, rows // engine.hyper_stride, columns // engine.hyper_stride)
+    shape = (1, engine.about.entropy_model.hyper_channels, rows // engine.hyper_stride, columns // engine.hyper_stride)
     z = engine.coder.decode_z(payload.z, shape)
-    prior = engine.coder.prior(torch.from_numpy(z))
+    prior = engine.coder.prior(z)
     offsets = engine.offsets(file.quantizer, file.seed, index, (rows, columns))
     code = tile_codes(engine, file.regions, (file.width, file.height), place, first_code(file))
     y = engine.coder.decode_y(payload.y, prior, code, offsets)
@@ -110,7 +100,7 @@ class Decoding:
         self,
         engine: Engine,
         file: GicFile,
-        reconstruct: Callable[[Latent, Tile], Tensor],
+        reconstruct: Callable[[Latent, Tile], FloatArray],
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self.engine = engine
@@ -119,25 +109,25 @@ class Decoding:
         self.progress = progress
         self.places = tiles_of(file.width, file.height, file.tile)
         self.columns = 1 + max(place.column for place in self.places)
-        self.known: dict[int, tuple[Tensor, ...]] = {}
+        self.known: dict[int, tuple[FloatArray, ...]] = {}
 
-    def _latents(self, index: int) -> tuple[Tensor, ...]:
+    def _latents(self, index: int) -> tuple[FloatArray, ...]:
         """y_q, mu, sigma of a tile, and of a progressive file its levels; decoded at first use, (M, h, w) each."""
         if index not in self.known:
             _, prior, symbols, code = decode_symbols(self.engine, self.file, index, self.places[index])
             offsets = self.engine.offsets(
                 self.file.quantizer, self.file.seed, index, (symbols.shape[2], symbols.shape[3])
             )
-            u: Tensor | float = 0.0
+            u: FloatArray | float = 0.0
             if offsets is not None:
                 # Elements that are not coded are mu.
-                mask = torch.from_numpy(self.engine.coder.coded_mask(prior, self.file.code, True))
-                u = torch.where(mask, torch.from_numpy(dither_values(offsets)), 0.0)
+                mask = self.engine.coder.coded_mask(prior, self.file.code, True)
+                u = np.where(mask, dither_values(offsets), np.float32(0))
             q = level_value(code) if isinstance(code, int) else level_field(code)
-            y_q = sde.dequantize(torch.from_numpy(symbols).float(), q, prior.mu, u)
+            y_q = sde.dequantize(symbols.astype(np.float32), q, prior.mu, u)
             self.known[index] = (y_q[0], prior.mu[0], prior.sigma[0])
             if self.file.progressive is not None:
-                self.known[index] += (sde.level(q, y_q).expand_as(y_q)[0],)
+                self.known[index] += (np.broadcast_to(sde.level(q, y_q), y_q.shape)[0],)
         return self.known[index]
 
     def _window(self, index: int) -> tuple[Latent, int, int]:
@@ -151,7 +141,7 @@ class Decoding:
                 near = row * self.columns + column
                 if not (0 <= column < self.columns and 0 <= near < len(self.places)):
                     continue
-                parts = torch.stack(self._latents(near))
+                parts = np.stack(self._latents(near))
                 if row < place.row:
                     parts = parts[:, :, -halo:]
                 elif row > place.row:
@@ -162,52 +152,52 @@ class Decoding:
                     parts = parts[..., :halo]
                 line.append(parts)
             if line:
-                grid.append(torch.cat(line, dim=-1))
-        window = torch.cat(grid, dim=-2)
-        y_q, mu, sigma = (t[None].to(self.engine.device) for t in window[:3])
-        q = torch.tensor([level_value(self.file.code)], device=self.engine.device)
+                grid.append(np.concatenate(line, -1))
+        window = np.concatenate(grid, -2)
+        y_q, mu, sigma = (t[None] for t in window[:3])
+        q = np.full((1, 1, 1, 1), level_value(self.file.code), np.float32)
         if self.file.progressive is not None:
-            field = window[3]
-            same = bool((field == field.flatten()[0]).all())
-            q = (field.flatten()[:1] if same else field[None]).to(self.engine.device)
+            field = window[3][None]
+            q = field[:, :1, :1, :1] if (field == field.flat[0]).all() else field
         top, left = (halo if place.row > 0 else 0), (halo if place.column > 0 else 0)
         return Latent(y_q, mu, sigma, q), top, left
 
-    @torch.inference_mode()
-    def _pixels(self, index: int) -> tuple[Tensor, int, int]:
+    def _pixels(self, index: int) -> tuple[FloatArray, int, int]:
         """Reconstruction of a tile and its surroundings, (3, h, w) float, and the position of its corner."""
         place = self.places[index]
         latents, top, left = self._window(index)
-        x_hat = self.reconstruct(latents, place)[0].clamp(0, 1).cpu()
+        x_hat = self.reconstruct(latents, place)[0].clip(0, 1)
         y0, x0 = place.top - top * self.engine.stride, place.left - left * self.engine.stride
         return x_hat[:, : self.file.height - y0, : self.file.width - x0], y0, x0
 
-    def run(self) -> Tensor:
+    def run(self) -> NDArray[np.uint8]:
         """All pixels, uint8 (3, H, W)."""
         # A damaged file fails here, before memory is allocated for the pixels that its header announces.
         first = self._pixels(0)
         if len(self.places) == 1:
             self._report(1)
-            return torch.round(first[0] * 255).to(torch.uint8)
-        out = torch.empty(3, self.file.height, self.file.width, dtype=torch.uint8)
+            return _levels(first[0])
+        out = np.empty((3, self.file.height, self.file.width), np.uint8)
         band_height = min(self.file.height, self.file.tile + 2 * HALO)
-        band = torch.zeros(3, band_height, self.file.width)
+        band = np.zeros((3, band_height, self.file.width), np.float32)
         rows = len(self.places) // self.columns
         for row in range(rows):
             start = max(0, row * self.file.tile - HALO)
             for column in range(self.columns):
                 index = row * self.columns + column
                 x_hat, y0, x0 = first if index == 0 else self._pixels(index)
-                weight = share(self.places[index], y0, x0, x_hat.shape[-2:], self.file.width, self.file.height)
+                weight = share(
+                    self.places[index], y0, x0, (x_hat.shape[-2], x_hat.shape[-1]), self.file.width, self.file.height
+                )
                 target = band[:, y0 - start : y0 - start + x_hat.shape[-2], x0 : x0 + x_hat.shape[-1]]
                 target += x_hat * weight
                 self._report(index + 1)
             # Rows above the next border's cross-fade are final; the rest of the band moves up.
             border = (row + 1) * self.file.tile
             done = self.file.height if row + 1 == rows else border - HALO
-            out[:, start:done] = torch.round(band[:, : done - start] * 255).to(torch.uint8)
-            kept = band[:, done - start :].clone()
-            band.zero_()
+            out[:, start:done] = _levels(band[:, : done - start])
+            kept = band[:, done - start :].copy()
+            band[:] = 0
             band[:, : kept.shape[1]] = kept
             for old in [i for i in self.known if i < row * self.columns]:
                 del self.known[old]
@@ -216,3 +206,8 @@ class Decoding:
     def _report(self, done: int) -> None:
         if self.progress is not None:
             self.progress(done, len(self.places))
+
+
+def _levels(x: FloatArray) -> NDArray[np.uint8]:
+    """From [0, 1] to the nearest of 256 levels."""
+    return np.round(x * np.float32(255)).astype(np.uint8)

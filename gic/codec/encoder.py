@@ -11,10 +11,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from gic.bitstream.chunks import MAX_REFINEMENTS, Chunk, Progressive
 from gic.bitstream.coder import Code, Prior, level_code, level_field, level_value
@@ -39,21 +36,20 @@ class Analysed(NamedTuple):
     """What the encoder computes for a tile, independent of the level.
 
     Attributes:
-        y: Latent, float32 (1, M, h, w), on the CPU.
+        y: Latent, float32 (1, M, h, w).
         z: Hyper-latent, int32 (1, N, h/4, w/4).
         prior: Exact prior of y.
         z_data: Coded z.
     """
 
-    y: Tensor
+    y: NDArray[np.float32]
     z: NDArray[np.int32]
     prior: Prior
     z_data: bytes
 
 
-@torch.inference_mode()
 def analyse(
-    engine: Engine, pixels: Tensor, tile: int, quantizer: Literal["round", "dither"] = "round"
+    engine: Engine, pixels: NDArray[np.uint8], tile: int, quantizer: Literal["round", "dither"] = "round"
 ) -> list[Analysed]:
     """Latents and priors of all tiles of an image, uint8 (3, H, W), for all levels.
 
@@ -70,27 +66,29 @@ def analyse(
     return [_analyse_tile(engine, pixels, place, quantizer) for place in tiles_of(width, height, tile)]
 
 
-def _analyse_tile(engine: Engine, pixels: Tensor, place: Tile, quantizer: Literal["round", "dither"]) -> Analysed:
+def _analyse_tile(
+    engine: Engine, pixels: NDArray[np.uint8], place: Tile, quantizer: Literal["round", "dither"]
+) -> Analysed:
     height, width = pixels.shape[-2:]
-    stride, compressor = engine.stride, engine.model.compressor
+    stride, unit = engine.stride, engine.multiple
     rows, columns = engine.latent_size(place)
     top, left = max(0, place.top - HALO), max(0, place.left - HALO)
     bottom = min(height, place.top + rows * stride + HALO)
     right = min(width, place.left + columns * stride + HALO)
-    x = pixels[:, top:bottom, left:right].to(engine.device).float()[None] / 255
+    x = pixels[None, :, top:bottom, left:right].astype(np.float32) / np.float32(255)
     # Repeat the last row and column until the window holds all of the tile's latents.
-    unit = compressor.multiple
     want_h = max(-(-(bottom - top) // unit) * unit, place.top - top + rows * stride)
     want_w = max(-(-(right - left) // unit) * unit, place.left - left + columns * stride)
-    x = F.pad(x, (0, want_w - (right - left), 0, want_h - (bottom - top)), mode="replicate")
+    x = np.pad(x, ((0, 0), (0, 0), (0, want_h - (bottom - top)), (0, want_w - (right - left))), mode="edge")
     r, c = (place.top - top) // stride, (place.left - left) // stride
-    y = compressor.analysis(x)[:, :, r : r + rows, c : c + columns].contiguous()
-    z = torch.round(compressor.hyper_analysis(y)).cpu()
-    if not (bool(torch.isfinite(y).all()) and bool(torch.isfinite(z).all())):
+    y = np.ascontiguousarray(engine.networks.analysis(x)[:, :, r : r + rows, c : c + columns])
+    z = np.round(engine.networks.hyper_analysis(y))
+    if not (np.isfinite(y).all() and np.isfinite(z).all()):
         raise ConfigError("the model yields values that are not finite: its weights are damaged")
-    y, z = y.cpu(), z.clamp(-SYMBOL_MAX, SYMBOL_MAX)
-    z, prior = settle(compressor, engine.coder, y, z, engine.finest, engine.coarsest, quantizer)
-    symbols = z.numpy().astype(np.int32)
+    start = z.clip(-SYMBOL_MAX, SYMBOL_MAX).astype(np.int32)
+    symbols, prior = settle(
+        engine.about.entropy_model, engine.coder, y, start, engine.finest, engine.coarsest, quantizer
+    )
     return Analysed(y, symbols, prior, engine.coder.encode_z(symbols))
 
 
@@ -115,7 +113,7 @@ class Encoding:
     def __init__(
         self,
         engine: Engine,
-        pixels: Tensor,
+        pixels: NDArray[np.uint8],
         quantizer: Literal["round", "dither"],
         seed: int,
         tile: int,
@@ -126,7 +124,7 @@ class Encoding:
     ) -> None:
         self.engine = engine
         self.height, self.width = pixels.shape[-2:]
-        self.grey = torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[1], pixels[2])
+        self.grey = np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[1], pixels[2])
         self.notes = tuple(note for note in notes if not (self.grey and note.endswith("expanded to RGB")))
         self.quantizer = quantizer
         self.seed = seed if quantizer == "dither" else 0
@@ -163,7 +161,7 @@ class Encoding:
         target = one_target(q=q, bpp=bpp, max_bytes=max_bytes, quality=quality)
         if target == "q":
             assert q is not None
-            return self.at(level_code(self.engine.model.check_level(q)))
+            return self.at(level_code(self.engine.check_level(q)))
         if target == "bpp":
             assert bpp is not None
             data = nearest(self, bpp * self.width * self.height / 8)
@@ -183,11 +181,11 @@ class Encoding:
 
     def _symbols(self, index: int, code: Code) -> NDArray[np.int32]:
         tile, offsets = self.tiles[index], self.offsets[index]
-        u = 0.0 if offsets is None else torch.from_numpy(dither_values(offsets))
+        u = 0.0 if offsets is None else dither_values(offsets)
         q = level_value(code) if isinstance(code, int) else level_field(code)
-        k = sde.quantize(tile.y, q, tile.prior.mu, u).clamp(-SYMBOL_MAX, SYMBOL_MAX)
+        k = sde.quantize(tile.y, q, tile.prior.mu, u).clip(-SYMBOL_MAX, SYMBOL_MAX)
         mask = self.engine.coder.coded_mask(tile.prior, code, offsets is not None)
-        return np.where(mask, k.numpy(), 0).astype(np.int32)
+        return np.where(mask, k, 0).astype(np.int32)
 
     def _file(self, code: int, payloads: tuple[Payload, ...], progressive: Progressive | None = None) -> GicFile:
         return GicFile(

@@ -1,64 +1,71 @@
-"""A model made ready for files: networks on a device, exact coder, identity; encoder and decoder share it."""
+"""A model made ready for files: networks, exact coder, identity; encoder and decoder share it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gic.bitstream.coder import Code, EntropyCoder, level_code
 from gic.bitstream.container import MODEL_ID_BYTES, REGION_STEP, TILE_UNIT
 from gic.bitstream.tables import OFFSETS
 from gic.codec.tiling import HALO, Tile
-from gic.devices import automatic_device, check_device
 from gic.errors import ConfigError
-from gic.models.codec import Codec
-from gic.models.layers import LowerBound
+from gic.runtime.networks import Networks
 
 
 class Engine:
     """One set of weights, ready to code pictures.
 
     Args:
-        model: A trained codec.
-        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
+        networks: Its networks.
 
     Attributes:
-        model: The networks, in evaluation mode.
-        device: Where they are.
+        networks: The networks.
+        about: Their settings.
+        device: Where they run.
         coder: The exact entropy coder of their weights.
-        model_id: Identifies the weights in files, MODEL_ID_BYTES bytes.
+        model_id: Identifies the weights in files, MODEL_ID_BYTES bytes: the first of a hash over the names, shapes and
+            float32 values of all parameters and bounds.
         finest: Code of the finest level of the model.
         coarsest: Code of the coarsest.
         stride: Pixels for each element of y, along each side.
         hyper_stride: Elements of y for each element of z, along each side.
+        multiple: Pixels for each element of z.
 
     Raises:
-        ConfigError: If the device cannot be used, or the strides of the networks do not divide the tiles of files.
+        ConfigError: If the model cannot code files, or the strides of its networks do not divide their tiles.
     """
 
-    def __init__(self, model: Codec, device: str | torch.device = "auto") -> None:
-        try:
-            self.device = check_device(torch.device(automatic_device() if device == "auto" else device))
-            self.model = model.eval().to(self.device)
-        except (RuntimeError, AssertionError) as error:  # raised by torch without such a device
-            raise ConfigError(f"the device {device} cannot be used: {str(error).splitlines()[0]}") from error
-        self.coder = EntropyCoder(model.compressor)
-        self.model_id = model_id(model)
-        self.finest, self.coarsest = level_code(model.q_min), level_code(model.q_max)
-        self.stride, self.hyper_stride = model.compressor.downsampling, model.compressor.hyper_downsampling
-        if TILE_UNIT % model.compressor.multiple or HALO % self.stride:
+    def __init__(self, networks: Networks) -> None:
+        self.networks, self.about, self.device = networks, networks.about, networks.device
+        self.coder = EntropyCoder(self.about.entropy_model)
+        self.model_id = self.about.digest[:MODEL_ID_BYTES]
+        self.finest, self.coarsest = level_code(self.about.q_min), level_code(self.about.q_max)
+        self.stride, self.hyper_stride = self.about.stride, self.about.hyper_stride
+        self.multiple = self.stride * self.hyper_stride
+        if TILE_UNIT % self.multiple or HALO % self.stride:
             raise ConfigError(
-                f"networks that take sides of multiples of {model.compressor.multiple} pixels cannot code files, whose "
+                f"networks that take sides of multiples of {self.multiple} pixels cannot code files, whose "
                 f"tiles are multiples of {TILE_UNIT}: use strides that divide it"
             )
 
+    def check_level(self, q: float) -> float:
+        """Return ``q`` if it lies in the model's range.
+
+        Raises:
+            ConfigError: If it does not; the text gives the range.
+        """
+        if not (math.isfinite(q) and self.about.q_min <= q <= self.about.q_max):
+            raise ConfigError(
+                f"q = {q:g} lies outside the range of this model, [{self.about.q_min:g}, {self.about.q_max:g}]"
+            )
+        return q
+
     def latent_size(self, place: Tile) -> tuple[int, int]:
         """Height and width of a tile's y, in elements."""
-        unit = self.stride * self.hyper_stride
+        unit = self.multiple
         height, width = -(-(place.bottom - place.top) // unit), -(-(place.right - place.left) // unit)
         return height * self.hyper_stride, width * self.hyper_stride
 
@@ -66,7 +73,7 @@ class Engine:
         """Offset numbers of the dither of a tile, (1, M, h, w); None for rounding."""
         if quantizer == "round":
             return None
-        shape = (1, self.model.compressor.coded_channels, *size)
+        shape = (1, self.about.entropy_model.coded_channels, *size)
         # Philox' raw output never changes between versions, unlike NumPy's distributions; each byte yields one number.
         count = math.prod(shape)
         raw = np.random.Philox(key=[seed, 0], counter=[0, 0, 0, index]).random_raw(-(-count // 8))
@@ -98,19 +105,6 @@ def tile_codes(engine: Engine, regions: bytes, size: tuple[int, int], place: Til
     )
     codes: NDArray[np.int32] = code + REGION_STEP * blocks[np.ix_(y, x)].astype(np.int32)[None, None]
     return codes
-
-
-def model_id(model: Codec) -> bytes:
-    """First bytes of a hash over the names, shapes and float32 values of all parameters and of all bounds."""
-    digest = hashlib.sha256()
-    tensors = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, LowerBound):  # constants, stored in weights of version 0.4 and earlier
-            tensors[f"{name}.bound"] = torch.tensor([module.bound if module.on_file is None else module.on_file])
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
-    return digest.digest()[:MODEL_ID_BYTES]
 
 
 def check_seed(seed: int) -> int:

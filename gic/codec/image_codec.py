@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from gic.bitstream.container import MAGIC, MAX_METADATA, REGION_STEP, TILE_UNIT, VERSION, GicFile, size_problem, unpack
-from gic.codec.decoder import Decoding, Latent, first_code
+from gic.codec.decoder import Decoding, first_code
 from gic.codec.encoder import Encoding
 from gic.codec.engine import Engine, check_seed
 from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
 from gic.codec.regions import ROI_STRENGTH, MaskLike, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
-from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words
-from gic.method.samplers import Sampler, reverse, sampler_of
-from gic.models.reverse import denoiser
-from gic.pictures.tensors import to_image, to_tensor
+from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words, require
+from gic.method.samplers import Sampler, sampler_of
+from gic.pictures.arrays import from_array, to_array
+from gic.runtime.networks import FloatArray, Latent, Networks, WayBack
+
+if TYPE_CHECKING:
+    import torch
+
+    from gic.models.codec import Codec
 
 FileLike = bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO
 """A ``.gic`` file: its bytes, its path, or an open file."""
@@ -32,14 +37,33 @@ class ImageCodec(Engine):
     """Compresses images to ``.gic`` files and back with one set of weights.
 
     Args:
-        model: A trained codec.
-        device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
+        networks: The networks of trained weights, or a trained :class:`gic.models.codec.Codec` of PyTorch.
+        device: Where a codec of PyTorch runs: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
 
     Example:
         >>> codec = gic.load("weights.safetensors")  # doctest: +SKIP
         >>> data = codec.compress("photo.png", bpp=0.25)  # doctest: +SKIP
         >>> codec.decompress(data, realism=0.8).save("decoded.png")  # doctest: +SKIP
     """
+
+    def __init__(self, networks: Networks | Codec, device: str | torch.device = "auto") -> None:
+        if not isinstance(networks, Networks):
+            from gic.runtime.pytorch import TorchNetworks
+
+            networks = TorchNetworks(networks, device)
+        super().__init__(networks)
+
+    @property
+    def model(self) -> Codec:
+        """The codec of PyTorch.
+
+        Raises:
+            ConfigError: If the networks run elsewhere.
+        """
+        model: Codec | None = getattr(self.networks, "model", None)
+        if model is None:
+            raise ConfigError('this codec runs without PyTorch: load it with gic.load(..., runtime="torch")')
+        return model
 
     # --- encoding -------------------------------------------------------------------------------------------------
 
@@ -130,7 +154,7 @@ class ImageCodec(Engine):
             kind = "progressive file" if progressive else "file with regions"
             raise ConfigError(f"a {kind} takes the quantizer round, not dither: leave one of the two out")
         regions = b"" if roi is None else regions_of(roi, width, height, roi_strength)
-        quantizer = "round" if progressive or regions else quantizer or self.model.quantizer
+        quantizer = "round" if progressive or regions else quantizer or self.about.quantizer  # type: ignore[assignment]
         if quantizer not in ("round", "dither"):
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
@@ -229,7 +253,7 @@ class ImageCodec(Engine):
         seed: int,
         progress: Callable[[int, int], None] | None,
     ) -> Image.Image:
-        image = to_image(self._decode(file, realism, steps, sampler, seed, progress))
+        image = from_array(self._decode(file, realism, steps, sampler, seed, progress))
         if file.grey:
             image = image.convert("L")
             if file.channels == 3:
@@ -250,11 +274,19 @@ class ImageCodec(Engine):
         steps: int | None = None,
         sampler: str | Sampler | None = None,
         seed: int = 0,
-    ) -> Tensor:
-        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU; grey ones with equal channels."""
+    ) -> torch.Tensor:
+        """Like :meth:`decompress`, to a tensor (3, H, W), uint8, on the CPU; grey ones with equal channels.
+
+        Raises:
+            MissingExtraError: If PyTorch is not installed.
+        """
+        torch: Any = require("torch", "torch")
         file = self.open(data)
         pixels = self._decode(file, realism, steps, sampler, seed, None)
-        return to_tensor(to_image(pixels).convert("L").convert("RGB")) if file.grey else pixels
+        if file.grey:
+            pixels = to_array(from_array(pixels).convert("L").convert("RGB"))
+        tensor: torch.Tensor = torch.from_numpy(pixels)
+        return tensor
 
     def _decode(
         self,
@@ -264,27 +296,19 @@ class ImageCodec(Engine):
         sampler: str | Sampler | None,
         seed: int,
         progress: Callable[[int, int], None] | None,
-    ) -> Tensor:
+    ) -> NDArray[np.uint8]:
         r = 1.0 if realism is None else realism
         if not 0 <= r <= 1:
             raise ConfigError(f"realism must lie in [0, 1], not {r:g}")
         if steps is not None and steps < 1:
             raise ConfigError(f"steps must be at least 1, not {steps}")
-        way_back = self.model.sampler if sampler is None else sampler_of(sampler)
+        chosen = self.about.sampler if sampler is None else sampler_of(sampler)
         check_seed(seed)
 
-        def reconstruct(latents: Latent, place: Tile) -> Tensor:
-            y_hat = reverse(
-                denoiser(self.model.reverse, latents.mu, latents.sigma, r),
-                latents.y_q,
-                latents.q,
-                realism=r,
-                steps=steps or self.model.steps,
-                sampler=way_back,
-                rho=self.model.rho,
-                generator=torch.Generator().manual_seed(seed * 1_000_003 + place.row * 4099 + place.column),
-            )
-            return self.model.compressor.synthesise(y_hat, r)
+        def reconstruct(latent: Latent, place: Tile) -> FloatArray:
+            # Each tile has noise of its own, whatever is decoded beside it.
+            noise = np.random.Philox(key=[seed, 1], counter=[0, 0, place.row, place.column])
+            return self.networks.reconstruct(latent, WayBack(r, chosen, steps or self.about.steps, noise))
 
         return Decoding(self, file, reconstruct, progress).run()
 

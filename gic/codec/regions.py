@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.nn import functional as F
 
 from gic.bitstream.container import LEVELS_PER_OCTAVE, MAX_REGION, REGION_STEP, TILE_UNIT
-from gic.codec.pixels import ImageLike, read_pixels
+from gic.codec.pixels import ImageLike, is_tensor, read_pixels
 from gic.errors import ConfigError, ImageError, words_of
 
 MaskLike = ImageLike | NDArray[Any]
@@ -49,11 +46,14 @@ def regions_of(mask: MaskLike, width: int, height: int, strength: float = ROI_ST
             f"the mask has {pixels.shape[2]} x {pixels.shape[1]} pixels, the picture {width} x {height}: "
             "make it of the same size"
         )
-    white = F.max_pool2d(pixels.float().mean(0)[None], TILE_UNIT, ceil_mode=True)[0] / 255
-    return bytes(torch.round((1 - white) * strength * _OF_OCTAVE).to(torch.uint8).flatten().tolist())
+    rows, columns = -(-height // TILE_UNIT), -(-width // TILE_UNIT)
+    grey = np.zeros((rows * TILE_UNIT, columns * TILE_UNIT), np.float32)
+    grey[:height, :width] = pixels.mean(0, dtype=np.float32)
+    white = grey.reshape(rows, TILE_UNIT, columns, TILE_UNIT).max((1, 3)) / 255
+    return np.round((1 - white) * strength * _OF_OCTAVE).astype(np.uint8).tobytes()
 
 
-def _pixels(mask: MaskLike, size: tuple[int, int]) -> Tensor:
+def _pixels(mask: MaskLike, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Pixels of a mask, uint8 (3, H, W); transparent ones are black if it has the ``size`` that it should have."""
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.uint8, np.bool_):
         grey = mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255
@@ -61,7 +61,7 @@ def _pixels(mask: MaskLike, size: tuple[int, int]) -> Tensor:
     try:
         if isinstance(mask, (str, Path)):
             mask = Path(mask).read_bytes()
-        elif not isinstance(mask, (Tensor, np.ndarray, Image.Image, bytes)):
+        elif not isinstance(mask, (np.ndarray, Image.Image, bytes)) and not is_tensor(mask):
             mask = mask.read()
         if isinstance(mask, bytes):
             with suppress(UnidentifiedImageError), Image.open(io.BytesIO(mask)) as opened:

@@ -17,18 +17,17 @@ is kept where the cost around it fell. The search uses the network in float; the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from gic.bitstream.coder import EntropyCoder, Prior, level_value
-from gic.bitstream.tables import LEVELS_PER_OCTAVE, SKIP_DITHER, SKIP_ROUND
-from gic.models.compressor import Compressor
+from gic.bitstream.coder import EntropyCoder, EntropyModel, Prior, level_value
+from gic.bitstream.exact import Convolution, Layer, Relu, convolve, shuffled
+from gic.bitstream.tables import LEVELS_PER_OCTAVE, SKIP_DITHER, SKIP_ROUND, IntArray
+from gic.models.ranges import SIGMA_MIN
+from gic.runtime.networks import FloatArray
 
 LIMITS = {"round": 4.0, "dither": 8.0}
 """Largest error of what is left out at one place of y, in steps: 73 sigma under either quantiser. Ordinary photographs
@@ -50,7 +49,9 @@ _PATIENCE = 4  # steps over which a search must gain, once nothing is above its 
 _GAIN = 0.005  # ... this share of its cost
 
 
-def left_out(y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Literal["round", "dither"]) -> Tensor:
+def left_out(
+    y: FloatArray, prior: Prior, finest: int, coarsest: int, quantizer: Literal["round", "dither"]
+) -> FloatArray:
     """Errors of the elements that some level leaves out, at the finest such level, in steps.
 
     Args:
@@ -65,28 +66,29 @@ def left_out(y: Tensor, prior: Prior, finest: int, coarsest: int, quantizer: Lit
             coded elements have, do not count.
     """
     # Skipped from the level above this one.
-    code = (prior.log2_sigma - (SKIP_DITHER if quantizer == "dither" else SKIP_ROUND)).clamp_min(finest)
-    error = (y - prior.mu).abs() * torch.exp2(code.float() * (-1 / LEVELS_PER_OCTAVE))
-    error = torch.where((code <= coarsest) & (error > 0.5), error, 0.0)
-    return error.square().sum(1, keepdim=True).sqrt()
+    code = np.maximum(prior.log2_sigma - (SKIP_DITHER if quantizer == "dither" else SKIP_ROUND), finest)
+    error = np.abs(y - prior.mu) * np.exp2(code.astype(np.float32) * np.float32(-1 / LEVELS_PER_OCTAVE))
+    error[(code > coarsest) | (error <= 0.5)] = 0
+    errors: FloatArray = np.sqrt((error * error).sum(1, keepdims=True))
+    return errors
 
 
 def settle(
-    compressor: Compressor,
+    model: EntropyModel,
     coder: EntropyCoder,
-    y: Tensor,
-    z: Tensor,
+    y: FloatArray,
+    z: IntArray,
     finest: int,
     coarsest: int,
     quantizer: Literal["round", "dither"],
-) -> tuple[Tensor, Prior]:
+) -> tuple[IntArray, Prior]:
     """Keep z or, where the error of left-out elements is too large, replace it.
 
     Args:
-        compressor: Holds h_s.
+        model: Holds h_s.
         coder: Coder of the same weights.
-        y: Latent of one image, (1, M, h, w), on the CPU.
-        z: Its hyper-latent in integers, float32 (1, N, h/4, w/4), on the CPU.
+        y: Latent of one image, (1, M, h, w).
+        z: Its hyper-latent, int32 (1, N, h/4, w/4).
         finest: Code of the finest level of the model.
         coarsest: Code of the coarsest.
         quantizer: ``round`` or ``dither``.
@@ -96,17 +98,16 @@ def settle(
     """
     prior = coder.prior(z)
     errors = left_out(y, prior, finest, coarsest, quantizer)
-    best = z, prior
-    worst = float(errors.max())
+    best, worst = (z, prior), float(errors.max())
+    stride = y.shape[-1] // z.shape[-1]
     for _ in range(ROUNDS):
-        bad = F.max_pool2d(errors, compressor.hyper_downsampling) > LIMITS[quantizer]
-        if not bool(bad.any()):
+        bad = _cells(errors, stride).max((3, 5)) > LIMITS[quantizer]
+        if not bad.any():
             break
-        with torch.inference_mode(False), torch.autocast(y.device.type, enabled=False):
-            z = z.clone()
-            for window in _windows(_dilate(bad)[0, 0].numpy()):
-                search = _Search(compressor, coder, y, z, window, finest, coarsest, quantizer)
-                z[..., window.rows, window.columns] = search.run()
+        z = z.copy()
+        for window in _windows(_dilate(bad)[0, 0]):
+            search = _Search(model, coder, y, z, window, finest, coarsest, quantizer)
+            z[..., window.rows, window.columns] = search.run()
         prior = coder.prior(z)
         errors = left_out(y, prior, finest, coarsest, quantizer)
         if float(errors.max()) >= worst:
@@ -120,7 +121,7 @@ class _Window(NamedTuple):
 
     rows: slice
     columns: slice
-    active: Tensor
+    active: NDArray[np.bool_]
 
 
 def _windows(active: NDArray[np.bool_]) -> Iterator[_Window]:
@@ -130,7 +131,7 @@ def _windows(active: NDArray[np.bool_]) -> Iterator[_Window]:
         group = np.zeros_like(rest)
         group.flat[int(np.flatnonzero(rest)[0])] = True
         while True:
-            grown = _dilate(torch.from_numpy(group)[None, None])[0, 0].numpy() & rest
+            grown = _dilate(group[None, None])[0, 0] & rest
             if (grown == group).all():
                 break
             group = grown
@@ -139,21 +140,83 @@ def _windows(active: NDArray[np.bool_]) -> Iterator[_Window]:
         for axis, length in enumerate(group.shape):
             at = np.flatnonzero(group.any(1 - axis))
             sides.append(slice(max(0, int(at[0]) - 2 * _REACH), min(length, int(at[-1]) + 2 * _REACH + 1)))
-        yield _Window(sides[0], sides[1], torch.from_numpy(group[sides[0], sides[1]])[None, None])
+        yield _Window(sides[0], sides[1], group[sides[0], sides[1]][None, None])
 
 
-def _dilate(cells: Tensor, by: int = 1) -> Tensor:
-    return F.max_pool2d(cells.float(), 2 * by + 1, 1, by) > 0
+def _neighbours(cells: NDArray[Any], by: int) -> NDArray[Any]:
+    """The square of cells around each, 0 beyond the image, (..., h, w, 2 by + 1, 2 by + 1)."""
+    padded = np.pad(cells, ((0, 0), (0, 0), (by, by), (by, by)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (2 * by + 1, 2 * by + 1), (2, 3))
+
+
+def _dilate(cells: NDArray[np.bool_], by: int = 1) -> NDArray[np.bool_]:
+    grown: NDArray[np.bool_] = _neighbours(cells, by).any((-1, -2))
+    return grown
+
+
+def _cells(x: NDArray[Any], stride: int) -> NDArray[Any]:
+    """Elements of y by cells of z: (B, C, rows, stride, columns, stride)."""
+    b, c, h, w = x.shape
+    return x.reshape(b, c, h // stride, stride, w // stride, stride)
+
+
+def _spread(cells: NDArray[Any], stride: int) -> NDArray[Any]:
+    """The value of its cell for each element of y."""
+    return cells.repeat(stride, -2).repeat(stride, -1)
+
+
+class _FloatNetwork:
+    """h_s in float32, and the gradient with respect to its input."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = [
+            Convolution(layer.weight.astype(np.float32), None if layer.bias is None else layer.bias.astype(np.float32))
+            if isinstance(layer, Convolution)
+            else layer
+            for layer in layers
+        ]
+
+    def __call__(self, z: FloatArray) -> tuple[FloatArray, list[NDArray[np.bool_]]]:
+        """The output, and where each ReLU is open."""
+        x: FloatArray = z
+        opened: list[NDArray[np.bool_]] = []
+        for layer in self.layers:
+            if isinstance(layer, Convolution):
+                x = convolve(x, layer.weight.reshape(len(layer.weight), -1), layer.weight.shape[-1])
+                if layer.bias is not None:
+                    x += layer.bias[:, None, None]
+            elif isinstance(layer, Relu):
+                opened.append(x > 0)
+                x = np.where(opened[-1], x, np.float32(0))
+            else:
+                x = shuffled(x, layer.factor)
+        return x, opened
+
+    def back(self, gradient: FloatArray, opened: list[NDArray[np.bool_]]) -> FloatArray:
+        """Gradient of the input from that of the output."""
+        opened = list(opened)
+        for layer in reversed(self.layers):
+            if isinstance(layer, Convolution):
+                turned = layer.weight[:, :, ::-1, ::-1].transpose(1, 0, 2, 3)
+                gradient = convolve(gradient, turned.reshape(len(turned), -1), layer.weight.shape[-1])
+            elif isinstance(layer, Relu):
+                gradient = np.where(opened.pop(), gradient, np.float32(0))
+            else:
+                f = layer.factor
+                b, c, h, w = gradient.shape
+                blocks = gradient.reshape(b, c, h // f, f, w // f, f).transpose(0, 1, 3, 5, 2, 4)
+                gradient = blocks.reshape(b, c * f * f, h // f, w // f)
+        return gradient
 
 
 class _State(NamedTuple):
     """A candidate z: its bits for each symbol, the cost of each cell including them, and the errors left out."""
 
-    z: Tensor
-    bits: Tensor
-    cost: Tensor
-    errors: Tensor
-    gradient: Tensor | None
+    z: FloatArray
+    bits: FloatArray
+    cost: FloatArray
+    errors: FloatArray
+    gradient: FloatArray | None
 
 
 class _Search:
@@ -161,59 +224,60 @@ class _Search:
 
     def __init__(
         self,
-        compressor: Compressor,
+        model: EntropyModel,
         coder: EntropyCoder,
-        y: Tensor,
-        z: Tensor,
+        y: FloatArray,
+        z: IntArray,
         window: _Window,
         finest: int,
         coarsest: int,
         quantizer: Literal["round", "dither"],
     ) -> None:
-        self.compressor = compressor
-        self.coder = coder
-        self.stride = compressor.hyper_downsampling
-        self.device = next(compressor.parameters()).device
+        self.model, self.coder = model, coder
+        self.network = _FloatNetwork(model.h_s)
+        self.range = np.float32(math.log(SIGMA_MIN)), np.float32(math.log(model.sigma_max))
+        self.stride = y.shape[-1] // z.shape[-1]
         self.active = window.active
-        self.z = z[..., window.rows, window.columns].clone()
+        self.z = z[..., window.rows, window.columns].astype(np.float32)
         rows, columns = (slice(self.stride * s.start, self.stride * s.stop) for s in (window.rows, window.columns))
-        self.y = y[..., rows, columns].clone().to(self.device)
-        self.counts = _dilate(self.active, _REACH).float()
+        self.y = y[..., rows, columns]
+        self.counts = _dilate(self.active, _REACH).astype(np.float32)
         self.levels = [level_value(round(code)) for code in np.linspace(finest, coarsest, LEVELS)]
         self.q_min, self.q_max = self.levels[0], self.levels[-1]
         self.skip = 2.0 ** ((SKIP_DITHER if quantizer == "dither" else SKIP_ROUND) / LEVELS_PER_OCTAVE)
         self.limit = _MARGIN * LIMITS[quantizer]
-        self.weight = torch.zeros(1, 1, *self.y.shape[-2:])
+        self.weight = np.zeros((1, 1, *self.y.shape[-2:]), np.float32)
 
-    def run(self) -> Tensor:
+    def run(self) -> FloatArray:
         """The z found for the window, float32 (1, N, rows, columns)."""
         starts = [self.z]
-        starts += [torch.where(self.active, self.z.clamp(-limit, limit), self.z) for limit in _CLAMPS]
-        self.weight += BITS_PER_STEP2
+        starts += [np.where(self.active, self.z.clip(-limit, limit), self.z) for limit in _CLAMPS]
+        self.weight += np.float32(BITS_PER_STEP2)
         state = min((self._examine(z) for z in starts), key=lambda s: float(s.cost.sum()))
-        self.weight = BITS_PER_STEP2 * (state.errors > self.limit)
+        self.weight = np.float32(BITS_PER_STEP2) * (state.errors > self.limit)
         state = self._examine(state.z, gradient=True)
         best = state
-        at_once = torch.full(self.active.shape, _AT_ONCE)
+        at_once = np.full(self.active.shape, _AT_ONCE, np.float32)
         history: list[float] = []
         found = 0
         for number in range(STEPS):
             moved = self._examine(self._step(state, at_once))
             better = _around(moved.cost) < _around(state.cost)
-            at_once = torch.where(better, (1.5 * at_once).clamp_max(_AT_ONCE_MAX), 0.5 * at_once)
-            moved = self._examine(torch.where(better, moved.z, state.z), gradient=True)
+            at_once = np.where(better, np.minimum(1.5 * at_once, _AT_ONCE_MAX), 0.5 * at_once)
+            moved = self._examine(np.where(better, moved.z, state.z), gradient=True)
             if float(moved.cost.sum()) < float(state.cost.sum()):
                 state = moved
             bad = state.errors > self.limit
             if self._rank(state) < self._rank(best):
                 best, found = state, number
-            if bool(bad.any()):
+            if bad.any():
                 if number - found >= _HOPE:
                     break
                 # Increase the weight where the error is still too large.
-                self.weight = torch.where(bad, (1.5 * self.weight).clamp(BITS_PER_STEP2, 2.0**20), self.weight)
+                heavier = (1.5 * self.weight).clip(BITS_PER_STEP2, 2.0**20).astype(np.float32)
+                self.weight = np.where(bad, heavier, self.weight)
                 state = self._examine(state.z, gradient=True)
-                at_once = torch.where(self.active & (at_once < 1), 1.0, at_once)
+                at_once = np.where(self.active & (at_once < 1), np.float32(1), at_once)
                 history.clear()
                 continue
             history.append(float(state.cost.sum()))
@@ -224,46 +288,81 @@ class _Search:
     def _rank(self, state: _State) -> tuple[float, float]:
         return max(float(state.errors.max()), self.limit), float(state.cost.sum())
 
-    def _step(self, state: _State, at_once: Tensor) -> Tensor:
+    def _step(self, state: _State, at_once: FloatArray) -> FloatArray:
         """Move the most promising coordinates of each cell by one, in the direction of descent."""
         assert state.gradient is not None
-        moved = state.z - state.gradient.sign()
-        gain = (state.gradient.abs() - (self._bits(moved) - state.bits)) * self.active
-        rank = gain.argsort(1, descending=True).argsort(1)
-        return torch.where((rank < at_once.round().clamp_min(1)) & (gain > 0), moved, state.z)
+        moved = state.z - np.sign(state.gradient)
+        gain = (np.abs(state.gradient) - (self._bits(moved) - state.bits)) * self.active
+        rank = np.argsort(np.argsort(-gain, 1, kind="stable"), 1, kind="stable")
+        return np.where((rank < np.maximum(np.round(at_once), 1)) & (gain > 0), moved, state.z)
 
-    def _examine(self, z: Tensor, gradient: bool = False) -> _State:
+    def _examine(self, z: FloatArray, gradient: bool = False) -> _State:
         bits = self._bits(z)
-        with torch.set_grad_enabled(gradient):
-            variable = z.to(self.device, copy=True).requires_grad_(gradient)
-            mu, sigma = self.compressor.hyper_synthesis(variable)
-            cost, errors = self._cost(mu, sigma)
-            total = cost.sum(1, keepdim=True)
-            cells = self.stride**2 * F.avg_pool2d(total, self.stride) * self.counts.to(self.device)
-            slope = torch.autograd.grad(cells.sum(), variable)[0].cpu() if gradient else None
-        return _State(z, bits, cells.detach().cpu() + bits.sum(1, keepdim=True), errors, slope)
+        out, opened = self.network(z)
+        m = self.model.latent_channels
+        mu, log_sigma = out[:, :m], out[:, m : 2 * m]
+        groups = np.array(self.model.groups, int)
+        if len(groups):
+            detail = out[:, 2 * m + groups] + self.model.detail.astype(np.float32)[:, None, None]
+            mu, log_sigma = (
+                np.pad(mu, ((0, 0), (0, len(groups)), (0, 0), (0, 0))),
+                np.concatenate([log_sigma, detail], 1),
+            )
+        sigma = np.exp(log_sigma.clip(*self.range))
+        total, errors, slopes = self._cost(mu, sigma, gradient)
+        cells = _cells(total.sum(1, keepdims=True), self.stride).sum((3, 5)) * self.counts
+        slope = None
+        if slopes is not None:
+            of_mu, of_sigma = (each * _spread(self.counts, self.stride) for each in slopes)
+            # Beyond the range of log sigma only slopes that lead back into it count.
+            low, high = self.range
+            of_sigma[((log_sigma < low) & (of_sigma >= 0)) | ((log_sigma > high) & (of_sigma <= 0))] = 0
+            back = np.zeros_like(out)
+            back[:, :m], back[:, m : 2 * m] = of_mu[:, :m], of_sigma[:, :m]
+            for group in range(out.shape[1] - 2 * m):
+                back[:, 2 * m + group] = of_sigma[:, m:][:, groups == group].sum(1)
+            slope = self.network.back(back, opened)
+        return _State(z, bits, cells + bits.sum(1, keepdims=True), errors, slope)
 
-    def _cost(self, mu: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Cost of each element of y, and the errors as :func:`left_out` measures them."""
-        distance, variance = (self.y - mu).square(), sigma.square()
-        cost = torch.zeros_like(variance)
+    def _cost(
+        self, mu: FloatArray, sigma: FloatArray, gradient: bool
+    ) -> tuple[FloatArray, FloatArray, tuple[FloatArray, FloatArray] | None]:
+        """Cost of each element of y, the errors as :func:`left_out` measures them, the slopes in mu and log sigma."""
+        difference, variance = self.y - mu, sigma * sigma
+        distance = difference * difference
+        cost, half = np.zeros_like(variance), np.float32(1 / (2 * math.log(2)))
+        in_distance, in_variance = np.zeros_like(variance), np.zeros_like(variance)
         for q in self.levels:
-            cell = q * q / 12
-            far = distance / (variance + cell) / (2 * math.log(2))
-            far = torch.where(sigma >= self.skip * q, _ESCAPE * torch.log1p(far / _ESCAPE), far)
-            cost = cost + (far + torch.log1p(variance / cell) / (2 * math.log(2))) / len(self.levels)
-        q = (sigma / self.skip).clamp_min(self.q_min)
-        error = torch.where((q <= self.q_max) & (distance > 0.25 * q * q), distance / (q * q), 0.0)
+            cell = np.float32(q * q / 12)
+            per = half / (variance + cell)
+            far = distance * per
+            coded = sigma >= np.float32(self.skip * q)
+            logarithm = np.log1p(far / np.float32(_ESCAPE))
+            cost += np.where(coded, np.float32(_ESCAPE) * logarithm, far) + np.log1p(variance / cell) * half
+            if gradient:
+                slope = np.where(coded, 1 / (1 + far / np.float32(_ESCAPE)), np.float32(1)) * per
+                in_distance += slope
+                in_variance += per - slope * far / half
+        share = np.float32(1 / len(self.levels))
+        q = np.maximum(sigma / np.float32(self.skip), np.float32(self.q_min))
+        counted = q <= self.q_max
+        error = np.where(counted & (distance > 0.25 * q * q), distance / (q * q), np.float32(0))
         # A smooth form, whose gradient leads away from the lower end of sigma.
-        smooth = distance / (variance / self.skip**2 + self.q_min**2) * (q <= self.q_max)
-        cost = cost + self.weight.to(self.device) * smooth
-        inside = F.interpolate(self.counts, scale_factor=self.stride)
-        return cost, error.detach().sum(1, keepdim=True).sqrt().cpu() * inside
+        wide = variance / np.float32(self.skip**2) + np.float32(self.q_min**2)
+        weight = self.weight * counted / wide
+        cost = cost * share + weight * distance
+        errors: FloatArray = np.sqrt(error.sum(1, keepdims=True)) * _spread(self.counts, self.stride)
+        if not gradient:
+            return cost, errors, None
+        in_distance = in_distance * share + weight
+        in_variance = in_variance * share - weight * distance / wide / np.float32(self.skip**2)
+        return cost, errors, (-2 * difference * in_distance, 2 * variance * in_variance)
 
-    def _bits(self, z: Tensor) -> Tensor:
-        return torch.from_numpy(self.coder.lengths_z(z.numpy().astype(np.int32))).float()
+    def _bits(self, z: FloatArray) -> FloatArray:
+        return self.coder.lengths_z(z.astype(np.int32)).astype(np.float32)
 
 
-def _around(cells: Tensor) -> Tensor:
+def _around(cells: FloatArray) -> FloatArray:
     """Sums over the 3 x 3 cells around each."""
-    return 9 * F.avg_pool2d(cells, 3, 1, 1)
+    sums: FloatArray = _neighbours(cells, 1).sum((-1, -2))
+    return sums

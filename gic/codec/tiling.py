@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from gic.bitstream.container import TILE_UNIT
 
@@ -66,7 +66,7 @@ def _padded_pixels(width: int, height: int) -> int:
     return -(-width // TILE_UNIT) * -(-height // TILE_UNIT) * TILE_UNIT**2
 
 
-def share(place: Tile, top: int, left: int, size: torch.Size, width: int, height: int) -> Tensor:
+def share(place: Tile, top: int, left: int, size: tuple[int, int], width: int, height: int) -> NDArray[np.float32]:
     """Share of a tile's reconstruction in the picture: 1 inside, a ramp over each border with a neighbour.
 
     Args:
@@ -81,11 +81,11 @@ def share(place: Tile, top: int, left: int, size: torch.Size, width: int, height
         (h, w) in [0, 1]; the shares of all tiles sum up to 1 at every pixel.
     """
 
-    def ramp(start: int, count: int, low: int, high: int, total: int) -> Tensor:
-        at = torch.arange(start, start + count) + 0.5
-        rise = ((at - low + RAMP) / (2 * RAMP)).clamp(0, 1) if low > 0 else torch.ones(count)
-        fall = ((high + RAMP - at) / (2 * RAMP)).clamp(0, 1) if high < total else torch.ones(count)
-        return rise * fall
+    def ramp(start: int, count: int, low: int, high: int, total: int) -> NDArray[np.float32]:
+        at = np.arange(start, start + count) + 0.5
+        rise = ((at - low + RAMP) / (2 * RAMP)).clip(0, 1) if low > 0 else np.ones(count)
+        fall = ((high + RAMP - at) / (2 * RAMP)).clip(0, 1) if high < total else np.ones(count)
+        return (rise * fall).astype(np.float32)
 
     rows = ramp(top, size[0], place.top, place.bottom, height)
     columns = ramp(left, size[1], place.left, place.right, width)

@@ -30,8 +30,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run ``gic decompress``; returns the exit code."""
-    from gic.codec.description import named_sampler
     from gic.pictures.save import encode_picture
+    from gic.runtime.description import named_sampler
 
     jobs = plan_jobs(args.inputs, args.output, ".png", find_gic_files)
     codec = load_codec(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from gic.codec.weights import export_checkpoint
+from gic.codec.checkpoints import export_checkpoint
 from gic.errors import ConfigError
 from gic.files import is_stream
 

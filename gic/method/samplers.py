@@ -35,20 +35,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from gic.errors import ConfigError
-from gic.method.sde import Generator, coarsen, level, uniform, velocity
+from gic.method.arrays import AnyArray, Array, at_least_float32, cast, namespace
+from gic.method.sde import Generator, Level, coarsen, level, uniform, velocity
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[[AnyArray, AnyArray], AnyArray]
 """``denoiser(y_q, q) -> E[y | y_q]``; ``y_q`` (B, ...), ``q`` (B, 1, ..., 1) or a field, float32 or float64."""
-Realism = float | Sequence[float] | Tensor
+Realism = float | Sequence[float] | AnyArray
 """r in [0, 1] (DESIGN 7): a number, or one for each sample. Give Python floats: reading a tensor waits for the GPU."""
 
 
 class Flow(NamedTuple):
-    """What a sampler receives: the latent at level q, the denoiser and the levels.
+    """What a sampler receives: the latent at level q, the denoiser and the levels; tensors, or NumPy's arrays.
 
     Attributes:
         denoiser: Estimate of ``E[y | y_q]``.
@@ -60,30 +58,32 @@ class Flow(NamedTuple):
     """
 
     denoiser: Denoiser
-    y_q: Tensor
-    q: Tensor
+    y_q: AnyArray
+    q: AnyArray
     times: Sequence[float]
-    mean: Tensor
+    mean: AnyArray
     generator: Generator = None
 
-    def denoise(self, y: Tensor, t: float) -> Tensor:
+    def denoise(self, y: AnyArray, t: float) -> AnyArray:
         """``D(y, q t)``, like ``y``: one evaluation."""
         q = self.q * t
-        return self.denoiser(y, q.expand(y.shape[0], *q.shape[1:])).to(y.dtype)
+        return cast(self.denoiser(y, namespace(q).broadcast_to(q, (y.shape[0], *q.shape[1:]))), y.dtype)
 
 
 class Sampler(ABC):
     """A way to carry a latent from level q down to 0."""
 
     @abstractmethod
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """End of the flow, like ``flow.y_q``."""
 
     def evaluations(self, steps: int) -> int:
         """Number of evaluations of D in ``steps`` steps, including the first; counted in a run on one element."""
         calls = 1
 
-        def counted(y: Tensor, q: Tensor) -> Tensor:
+        import torch  # a user's own sampler may know tensors alone
+
+        def counted(y: AnyArray, q: AnyArray) -> AnyArray:
             nonlocal calls
             calls += 1
             return y
@@ -104,7 +104,7 @@ class Sampler(ABC):
 class Mean(Sampler):
     """The posterior mean itself: one evaluation, least distortion."""
 
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """``D(y_q, q)``."""
         return flow.mean
 
@@ -113,7 +113,7 @@ class Mean(Sampler):
 class Euler(Sampler):
     """First order: ``y <- D + (q_{i+1} / q_i) (y - D)``, the twin of DDIM (arXiv 2010.02502)."""
 
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """End of the flow."""
         y, denoised = flow.y_q, flow.mean
         for i, (t, t_next) in enumerate(pairwise(flow.times)):
@@ -127,12 +127,12 @@ class Euler(Sampler):
 class Heun(Sampler):
     """Second order: the mean of the velocities at both ends of a step; plain Euler for the last step to 0."""
 
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """End of the flow."""
         return _heun(flow, flow.y_q, flow.times, flow.mean)
 
 
-def _heun(flow: Flow, y: Tensor, times: Sequence[float], denoised: Tensor | None = None) -> Tensor:
+def _heun(flow: Flow, y: AnyArray, times: Sequence[float], denoised: AnyArray | None = None) -> AnyArray:
     """Heun's steps through ``times``, from y at ``times[0]``, where D may be known."""
     for t, t_next in pairwise(times):
         denoised = flow.denoise(y, t) if denoised is None else denoised
@@ -169,7 +169,7 @@ class SDE(Sampler):
             raise ConfigError(f"alpha must lie in [0, 1], not {a}")
         return a
 
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """End of the flow."""
         y, denoised = flow.y_q, flow.mean
         for i, (t, t_next) in enumerate(pairwise(flow.times)):
@@ -201,7 +201,7 @@ class Restart(Sampler):
         if not isinstance(self.restarts, int) or self.restarts < 0:
             raise ConfigError(f"restarts must be 0 or more, an integer, not {self.restarts!r}")
 
-    def run(self, flow: Flow) -> Tensor:
+    def run(self, flow: Flow) -> AnyArray:
         """End of the flow."""
         leg = max(1, math.ceil((len(flow.times) - 1) / 2))  # steps between q and q/2
         to_half = [1 - i / (2 * leg) for i in range(leg + 1)]
@@ -279,9 +279,9 @@ def numbers(realism: Realism) -> list[float]:
     >>> numbers(0.5), numbers((0.0, 1.0))
     ([0.5], [0.0, 1.0])
     """
-    if isinstance(realism, Tensor):
-        return realism.reshape(-1).tolist()
-    return [float(r) for r in realism] if isinstance(realism, Sequence) else [float(realism)]
+    if isinstance(realism, (int, float)):
+        return [float(realism)]
+    return [float(r) for r in realism] if isinstance(realism, Sequence) else realism.reshape(-1).tolist()
 
 
 def schedule(steps: int, rho: float = 1.0) -> list[float]:
@@ -297,15 +297,15 @@ def schedule(steps: int, rho: float = 1.0) -> list[float]:
 
 def reverse(
     denoiser: Denoiser,
-    y_q: Tensor,
-    q: float | Tensor,
+    y_q: Array,
+    q: Level,
     *,
     steps: int = 2,
     sampler: str | Sampler = "heun",
     realism: Realism = 1.0,
     rho: float = 1.0,
     generator: Generator = None,
-) -> Tensor:
+) -> Array:
     """Undo the diffusion: from the transmitted latent at level ``q`` down to level 0 (DESIGN 3, 7).
 
     Args:
@@ -327,18 +327,19 @@ def reverse(
         ValueError: If a number lies outside its range.
 
     Example:
-        >>> y_q = torch.tensor([[3.0, -1.0]])
+        >>> import numpy as np
+        >>> y_q = np.array([[3.0, -1.0]])
         >>> reverse(lambda y, q: y / (1 + q**2 / 12), y_q, 2.0, steps=8).shape
-        torch.Size([1, 2])
+        (1, 2)
     """
     sampler = sampler_of(sampler)
-    y = y_q.to(torch.promote_types(y_q.dtype, torch.float32))
+    y = cast(y_q, at_least_float32(y_q))
     given = numbers(realism)
     if not all(0 <= value <= 1 for value in given):
         raise ValueError("realism must lie in [0, 1]")
     flow = Flow(denoiser, y, level(q, y), schedule(steps, rho), y, generator)
-    mean = flow.denoise(y, 1.0)
+    mean: Array = flow.denoise(y, 1.0)
     if type(sampler) is Mean or not any(given):
         return mean
     end = sampler.run(flow._replace(mean=mean))
-    return mean + level(torch.tensor(given, dtype=y.dtype), y) * (end - mean)
+    return mean + level(given, y) * (end - mean)

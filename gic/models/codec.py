@@ -20,7 +20,7 @@ from gic.method import sde
 from gic.method.posterior import truncated_normal_mean, truncated_normal_nll
 from gic.method.samplers import Denoiser, Realism, Sampler, reverse, sampler_of
 from gic.models.compressor import Compressor, Latents
-from gic.models.entropy_model import SKIP_BELOW
+from gic.models.ranges import SKIP_BELOW
 from gic.models.reverse import ReverseNetwork, denoiser, refine
 
 

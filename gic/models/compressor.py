@@ -21,11 +21,13 @@ from torch.nn import functional as F
 from gic.errors import ConfigError
 from gic.method.samplers import Realism
 from gic.method.sde import level
-from gic.models.entropy_model import LAPPED_SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, FactorizedPrior, LevelGaussian
+from gic.models.entropy_model import FactorizedPrior, LevelGaussian
 from gic.models.hyper import HyperAnalysis, HyperSynthesis
-from gic.models.lapped import LappedTransform, frequency_groups
+from gic.models.lapped import LappedTransform
 from gic.models.layers import LowerBound
 from gic.models.linear_start import PRIOR_SLOPE, begin_linear
+from gic.models.lot import SideChannels
+from gic.models.ranges import LAPPED_SIGMA_MAX, SIGMA_MAX, SIGMA_MIN
 from gic.models.transforms import Analysis, Block, Synthesis, initialise
 
 
@@ -265,31 +267,6 @@ class Compressor(nn.Module):
             y = self.prior_y(y_q, level(q, y_q), latents.mu, latents.sigma)
             _, z = self.prior_z(latents.z)
         return {"y": y, "z": z}
-
-
-class SideChannels(NamedTuple):
-    """Groups of channels that the hyper networks use beside y.
-
-    Attributes:
-        groups: Group of each detail channel.
-        seen: Group of each channel whose activity h_a receives.
-    """
-
-    groups: list[int]
-    seen: list[int]
-
-    @classmethod
-    def of(cls, latent_channels: int, lapped: bool, detail_channels: int, hyper_activity: bool) -> SideChannels:
-        """For a compressor with these settings.
-
-        Raises:
-            ConfigError: If they need the lapped transform and ``lapped`` is False.
-        """
-        if (detail_channels or hyper_activity) and not lapped:
-            name = "detail_channels" if detail_channels else "hyper_activity"
-            raise ConfigError(f"{name} builds on the lapped transform: set lapped too")
-        groups = frequency_groups(latent_channels + detail_channels, latent_channels) if detail_channels else []
-        return cls(groups, frequency_groups(latent_channels + detail_channels) if hyper_activity else groups)
 
 
 class ResidualCompressor(Compressor):

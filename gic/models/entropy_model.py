@@ -10,11 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gic.models.layers import LowerBound
-
-SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
-"""Range of the prior's standard deviation, in units of y ..."""
-LAPPED_SIGMA_MAX = 1024.0
-"""... and its end with the lapped transform, whose coarsest coefficients are wide."""
+from gic.models.ranges import LIKELIHOOD_MIN, SCALE_MIN
 
 
 class FactorizedPrior(nn.Module):
@@ -43,7 +39,7 @@ class FactorizedPrior(nn.Module):
             self.biases.append(nn.Parameter(torch.rand(channels, rows, 1) - 0.5))
         for rows in filters:
             self.factors.append(nn.Parameter(torch.zeros(channels, rows, 1)))
-        self.likelihood_lower_bound = LowerBound(1e-9)
+        self.likelihood_lower_bound = LowerBound(LIKELIHOOD_MIN)
         if slope is not None:
             with torch.no_grad():
                 self.biases[-1] -= self._logits_cumulative(torch.zeros(channels, 1, 1))
@@ -71,8 +67,8 @@ class LevelGaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lower_bound_scale = LowerBound(0.11)
-        self.likelihood_lower_bound = LowerBound(1e-9)
+        self.lower_bound_scale = LowerBound(SCALE_MIN)
+        self.likelihood_lower_bound = LowerBound(LIKELIHOOD_MIN)
 
     def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
         """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2) (DESIGN 5).
@@ -92,8 +88,3 @@ class LevelGaussian(nn.Module):
         distance = torch.abs(y_q / q - mu / q)
         p = (torch.erfc((distance - 0.5) / scale * 2**-0.5) - torch.erfc((distance + 0.5) / scale * 2**-0.5)) / 2
         return self.likelihood_lower_bound(p)  # type: ignore[no-any-return]
-
-
-SKIP_BELOW = 0.11
-"""Under ``dither``, elements with sigma < SKIP_BELOW * q are not coded: y_hat = mu (DESIGN 2). It is also the
-smallest sigma / q that CompressAI's Gaussian conditional distinguishes."""

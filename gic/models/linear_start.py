@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gic.models.hyper import HyperAnalysis, HyperSynthesis
-from gic.models.lapped import LappedTransform, frequency_groups
+from gic.models.lapped import LappedTransform
+from gic.models.lot import frequency_groups
 
 PRIOR_SLOPE = 3.0
 """How narrow the prior of z is where z begins as the activity."""

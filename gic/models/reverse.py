@@ -24,9 +24,7 @@ from torch.nn import functional as F
 from gic.errors import ConfigError
 from gic.method.posterior import truncated_normal_mean
 from gic.method.samplers import Denoiser, Realism, numbers
-
-D_SIGMA_MAX = 3.0
-"""|d_sigma| stays below this: sigma' is within a factor of 20 of sigma."""
+from gic.models.ranges import D_SIGMA_MAX
 
 
 class LevelEmbedding(nn.Module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from PIL import Image
 
 from gic.errors import ImageError
+from gic.pictures.arrays import from_array, to_array
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -21,9 +21,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     Raises:
         ImageError: If the mode is not "RGB"; :func:`load_rgb` brings any picture there.
     """
-    if image.mode != "RGB":
-        raise ImageError(f"expected an image of mode RGB, not {image.mode}: read it with gic.pictures.load.load_rgb")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(to_array(image))
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
@@ -48,7 +46,7 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
         tensor = (tensor.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if tensor.dtype != torch.uint8:
         raise ImageError(f"expected a tensor of uint8 or floating point, not {tensor.dtype}")
-    return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
+    return from_array(tensor.numpy())
 
 
 def as_float(tensor: torch.Tensor) -> torch.Tensor:

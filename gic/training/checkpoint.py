@@ -235,7 +235,7 @@ class Checkpoint(callbacks.Checkpoint):
             rank_zero_warn(f"the checkpoint {path} is safe, but has no copy: {error}")
 
     def _export(self, path: Path, trust: list[str]) -> None:
-        from gic.codec.weights import export_checkpoint
+        from gic.codec.checkpoints import export_checkpoint
 
         assert self.export is not None
         output = self._folder.parent / self.export if Path(self.export).name == self.export else Path(self.export)

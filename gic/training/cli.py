@@ -43,7 +43,7 @@ def make_cli(argv: Sequence[str], run: bool = True, started: float | None = None
     import torch
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-    from gic.codec.weights import validation_settings
+    from gic.codec.checkpoints import validation_settings
     from gic.data.module import ImageData
     from gic.devices import alone_without_srun, check_accelerator
     from gic.names import TRUST_HELP

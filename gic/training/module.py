@@ -166,7 +166,8 @@ class LitCodec(L.LightningModule):
                 "which runs the transforms in bfloat16 and keeps rates and weights in float32 (auto: on GPUs that can)"
             )
         if stage == "fit" and self.init_from is not None:
-            from gic.codec.weights import load_codec_state, shipped_weights
+            from gic.codec.checkpoints import load_codec_state
+            from gic.codec.weights import shipped_weights
 
             start = shipped_weights() if self.init_from == "shipped" else self.init_from
             begin_with(self.codec, load_codec_state(start), str(start))

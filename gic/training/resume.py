@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from gic.codec.weights import read_checkpoint
+from gic.codec.checkpoints import read_checkpoint
 from gic.errors import ConfigError, GicError
 from gic.files import is_url, replacing
 from gic.training.storage import checkpoints_at, fetched

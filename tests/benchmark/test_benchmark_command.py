@@ -14,7 +14,7 @@ from PIL import Image
 from small import CONFIG, array, picture, small_model
 
 from gic.benchmark.results import load_results
-from gic.codec.weights import save_weights
+from gic.codec.checkpoints import save_weights
 from gic.commands.dispatch import run
 from gic.errors import install_command
 

@@ -12,7 +12,7 @@ from small import CONFIG, small_codec, small_model
 
 import gic
 from gic.benchmark.codecs import WITHOUT_INFLUENCE, Gic, _code_hash, sources
-from gic.codec.weights import save_weights
+from gic.codec.checkpoints import save_weights
 
 PACKAGE = Path(gic.__file__).parent
 

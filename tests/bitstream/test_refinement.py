@@ -20,7 +20,8 @@ from gic.bitstream.refinement import STEP, Refinement, _thirds
 from gic.bitstream.tables import SCALE_FIRST, SCALE_STEP, SYMBOL_MAX, Tables, gaussian_tables, scales
 from gic.errors import FormatError
 from gic.method import sde
-from gic.models.lapped import LappedTransform, importance
+from gic.models.lapped import LappedTransform
+from gic.models.lot import importance
 
 
 class Scene(NamedTuple):

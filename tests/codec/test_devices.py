@@ -11,8 +11,8 @@ from places import CONFIGS, TESTS
 from small import CONFIG, small_model
 
 import gic
+from gic.codec.checkpoints import save_weights
 from gic.codec.image_codec import ImageCodec
-from gic.codec.weights import save_weights
 from gic.commands.dispatch import run
 from gic.devices import check_accelerator
 from gic.errors import ConfigError

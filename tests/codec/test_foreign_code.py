@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from small import CONFIG, small_model
 
 import gic
-from gic.codec.weights import build_codec, load_codec, read_weights, save_weights
+from gic.codec.checkpoints import build_codec, load_codec, read_weights, save_weights
 from gic.commands.dispatch import run
 from gic.errors import ConfigError
 
@@ -408,9 +408,9 @@ def test_export_refuses_parameters_that_do_not_fit_their_codec(tmp_path, monkeyp
 
 
 def test_the_classes_in_the_table_are_networks_and_samplers_of_gic(trap):
-    from gic.codec.description import KNOWN
     from gic.method.samplers import Sampler
     from gic.models.compressor import ResidualCompressor
+    from gic.runtime.pytorch import KNOWN
 
     assert KNOWN["gic.models.compressor.ResidualCompressor"] is ResidualCompressor
     for name, known in KNOWN.items():

@@ -35,7 +35,7 @@ from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import HALO, MAX_TILE, RAMP, tiles_of
 from gic.errors import ConfigError, FormatError, ImageError
 from gic.method import sde
-from gic.models.entropy_model import SKIP_BELOW
+from gic.models.ranges import SKIP_BELOW
 from gic.models.reverse import ReverseUNet
 
 QUANTIZERS = ("round", "dither")
@@ -440,7 +440,7 @@ MEMORY = """
 import json, resource, sys, time
 import numpy as np, torch, yaml
 torch.set_num_threads(1)
-from gic.codec.weights import build_codec
+from gic.codec.checkpoints import build_codec
 from gic.codec.image_codec import ImageCodec
 
 config, width, height = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

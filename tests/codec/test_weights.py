@@ -10,7 +10,8 @@ import yaml
 from places import TESTS
 
 import gic
-from gic.codec.weights import build_codec, default_checkpoint, load_codec, load_codec_state, read_weights
+from gic.codec.checkpoints import build_codec, load_codec, load_codec_state, read_weights
+from gic.codec.weights import default_checkpoint
 from gic.commands.dispatch import run
 from gic.models.compressor import Latents
 

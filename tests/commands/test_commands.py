@@ -23,7 +23,7 @@ from small import CONFIG, array, picture, small_model
 import gic
 from gic.bitstream.coder import level_value
 from gic.bitstream.container import unpack
-from gic.codec.weights import save_weights
+from gic.codec.checkpoints import save_weights
 from gic.commands.dispatch import run
 from gic.errors import ConfigError
 from gic.files import replacing, write_bytes

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from small import CONFIG, array, picture, small_model
 
-from gic.codec.weights import load, save_weights
+from gic.codec.checkpoints import save_weights
+from gic.codec.weights import load
 from gic.commands.dispatch import run
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from small import CONFIG, array, picture, small_model
 
 import gic
-from gic.codec.weights import save_weights
+from gic.codec.checkpoints import save_weights
 from gic.commands.dispatch import run
 
 LATIN = os.fsdecode(b"caf\xe9.png")

@@ -14,7 +14,7 @@ from gic.errors import ConfigError
 from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
 from gic.models.entropy_model import FactorizedPrior
-from gic.models.lapped import frequency_groups
+from gic.models.lot import frequency_groups
 from gic.models.reverse import ReverseUNet
 from gic.pictures.tensors import as_float
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from gic.errors import ConfigError
 from gic.method import sde
 from gic.models.compressor import Compressor, Latents, ResidualCompressor
-from gic.models.entropy_model import SIGMA_MAX, SIGMA_MIN, FactorizedPrior, LevelGaussian
+from gic.models.entropy_model import FactorizedPrior, LevelGaussian
+from gic.models.ranges import SIGMA_MAX, SIGMA_MIN
 from gic.models.transforms import Block
 
 # CompressAI keeps its bounds in float32.

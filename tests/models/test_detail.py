@@ -18,7 +18,8 @@ from gic.errors import ConfigError
 from gic.method.posterior import truncated_normal_mean
 from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
-from gic.models.lapped import LappedTransform, frequency_groups
+from gic.models.lapped import LappedTransform
+from gic.models.lot import frequency_groups
 from gic.models.reverse import ReverseUNet
 from gic.pictures.tensors import as_float
 from gic.training.objective import Objective, psnr

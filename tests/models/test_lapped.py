@@ -15,8 +15,9 @@ from torch import Tensor
 from gic.codec.image_codec import ImageCodec
 from gic.errors import ConfigError
 from gic.models.compressor import ResidualCompressor
-from gic.models.entropy_model import LAPPED_SIGMA_MAX
-from gic.models.lapped import BLOCK, LappedTransform, dct, order, prefilter
+from gic.models.lapped import LappedTransform
+from gic.models.lot import BLOCK, dct, order, prefilter
+from gic.models.ranges import LAPPED_SIGMA_MAX
 from gic.pictures.tensors import as_float
 
 TERMS = 3 * BLOCK**2 + 2 * BLOCK + 16

@@ -19,7 +19,7 @@ from gic.method import samplers, sde
 from gic.method.posterior import truncated_normal_mean
 from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
 from gic.models.compressor import Latents, ResidualCompressor
-from gic.models.entropy_model import SKIP_BELOW
+from gic.models.ranges import SKIP_BELOW
 from gic.models.reverse import ReverseUNet
 
 Q = torch.tensor([0.5, 2.0, 8.0])

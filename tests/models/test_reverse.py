@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from gic.method import samplers, sde
 from gic.method.posterior import truncated_normal_mean
-from gic.models.reverse import D_SIGMA_MAX, LevelEmbedding, ReverseUNet, denoiser, mean_level, refine
+from gic.models.ranges import D_SIGMA_MAX
+from gic.models.reverse import LevelEmbedding, ReverseUNet, denoiser, mean_level, refine
 
 CHANNELS = 8
 Q = torch.tensor([0.05, 0.6, 3.0, 40.0])

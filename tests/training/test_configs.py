@@ -137,7 +137,7 @@ def test_every_strategy_combines_with_a_run_and_with_the_others(tmp_path, monkey
 
 
 def test_presets_have_the_sizes_they_are_meant_to_have():
-    from gic.codec.weights import build_codec
+    from gic.codec.checkpoints import build_codec
     from gic.models.codec import parameter_counts
 
     count = {

@@ -17,7 +17,7 @@ import yaml
 from places import CONFIGS, REPOSITORY, TESTS
 from training_runs import DDP, PATIENCE, losses, tiny
 
-from gic.codec.weights import build_codec
+from gic.codec.checkpoints import build_codec
 from gic.training.cli import make_cli
 from gic.training.module import compiler_problem
 from gic.training.objective import Objective

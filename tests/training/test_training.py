@@ -13,7 +13,7 @@ import pytest
 import torch
 from places import CONFIGS, TESTS
 
-from gic.codec.weights import load_codec, read_weights
+from gic.codec.checkpoints import load_codec, read_weights
 from gic.errors import ConfigError, DataError
 from gic.training.cli import make_cli
 from gic.training.ema import EMA

@@ -11,43 +11,32 @@ import inspect
 import math
 import reprlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
-
 from gic.errors import ConfigError
-from gic.method.samplers import SAMPLERS, Sampler, made, sampler_of, spelled
-from gic.models.codec import Codec
-from gic.models.compressor import Compressor, ResidualCompressor
-from gic.models.hyper import HyperAnalysis, HyperSynthesis
-from gic.models.reverse import ReverseUNet
-from gic.models.transforms import Analysis, Synthesis
+from gic.method.samplers import Sampler, made, sampler_of, spelled
 from gic.names import OLD_NAMES
 
-_NETWORKS = (
-    Codec,
-    Compressor,
-    ResidualCompressor,
-    Analysis,
-    Synthesis,
-    HyperAnalysis,
-    HyperSynthesis,
-    ReverseUNet,
-)
-KNOWN: dict[str, type[Any]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (*_NETWORKS, *SAMPLERS.values())
-}
-"""Classes that a file may name without being trusted, by their names; :data:`gic.names.OLD_NAMES` has older ones."""
-_DESCRIBED = (nn.Module, Sampler)
 MAX_WHOLE, MAX_NUMBER, MAX_LENGTH = 1 << 16, 1e6, 64
 """Largest integer, largest other number and longest list among the arguments of a known class."""
-MAX_PARAMETERS = 1 << 29
-"""Largest network of known classes alone; 2 GB of float32."""
 
-Module = TypeVar("Module", bound=nn.Module)
+Made = TypeVar("Made")
+
+
+class Vocabulary(NamedTuple):
+    """What descriptions may name.
+
+    Attributes:
+        known: Classes that a file may name without being trusted, by their names; :data:`gic.names.OLD_NAMES` has older
+            ones.
+        bases: What described classes derive from, the networks' base first.
+        trust: Top-level packages of the user's own classes.
+    """
+
+    known: Mapping[str, type[Any]]
+    bases: tuple[type[Any], ...]
+    trust: tuple[str, ...] = ()
 
 
 class Network(NamedTuple):
@@ -84,39 +73,38 @@ def packages(trust: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def check(description: Any, kind: type[Any], where: str, trust: str | Sequence[str] = ()) -> Network:
+def check(description: Any, kind: type[Any], where: str, vocabulary: Vocabulary) -> Network:
     """Check a description; nothing is built, and only classes of trusted packages are imported.
 
     Args:
         description: ``class_path`` / ``init_args`` tree, from a file.
         kind: Class that the network must be of.
         where: Name of the network in messages.
-        trust: Top-level packages of the user's own classes.
+        vocabulary: What it may name.
 
     Raises:
         ConfigError: If it names an unknown class or argument, or a value is not of the argument's kind.
     """
     try:
-        return _network(description, kind, where, packages(trust))
+        return _network(description, kind, where, vocabulary)
     except RecursionError as error:
         raise ConfigError(f"the description of {where} is nested too deep") from error
 
 
-def build(network: Network, kind: type[Module]) -> Module:
-    """Build an untrained network.
+def build(network: Network, kind: type[Made]) -> Made:
+    """Make what is described.
 
     Raises:
         ConfigError: If its arguments do not fit together.
     """
     try:
-        with _at_most(math.inf if network.trusted else MAX_PARAMETERS):
-            made = _made(network)
+        result = _made(network)
     except ConfigError:
         raise
     except Exception as error:  # constructors and torch raise many types
         raise ConfigError(f"a network cannot be built from its description: {first_line(error)}") from error
-    assert isinstance(made, kind)
-    return made
+    assert isinstance(result, kind)
+    return result
 
 
 def named_sampler(text: str, trust: str | Sequence[str] = ()) -> Sampler:
@@ -132,7 +120,7 @@ def named_sampler(text: str, trust: str | Sequence[str] = ()) -> Sampler:
     name, values, named = spelled(text)
     if "." not in name:
         return sampler_of(text)
-    kind, _ = _class(name, "--sampler", packages(trust))
+    kind, _ = _class(name, "--sampler", Vocabulary({}, (Sampler,), packages(trust)))
     if not issubclass(kind, Sampler):
         raise ConfigError(f"{name} is no sampler: it must be a subclass of gic.method.samplers.Sampler")
     return made(kind, values, named)
@@ -152,7 +140,7 @@ def _made(network: Network) -> Any:
     return network.make(**{name: _made(v) if isinstance(v, Network) else v for name, v in network.arguments.items()})
 
 
-def _network(description: Any, kind: type[Any], where: str, trust: tuple[str, ...]) -> Network:
+def _network(description: Any, kind: type[Any], where: str, vocabulary: Vocabulary) -> Network:
     if not isinstance(description, Mapping) or "class_path" not in description:
         raise ConfigError(
             f"{where} must be a {kind.__name__}, described by class_path and init_args, not {_short(description)}"
@@ -161,7 +149,7 @@ def _network(description: Any, kind: type[Any], where: str, trust: tuple[str, ..
     if unknown:
         raise ConfigError(f"{where} is described by class_path and init_args, there is no place for {_short(unknown)}")
     name, given = description["class_path"], description.get("init_args")
-    make, trusted = _class(name, where, trust)
+    make, trusted = _class(name, where, vocabulary)
     if not issubclass(make, kind):
         raise ConfigError(f"{where} must be a {kind.__name__}, which {_short(name)} is not")
     given = {} if given is None else given
@@ -172,23 +160,21 @@ def _network(description: Any, kind: type[Any], where: str, trust: tuple[str, ..
     for argument, value in given.items():
         if argument not in hints:
             raise ConfigError(f"{where} has an argument {_short(argument)} that {make.__name__} of this gic has not")
-        arguments[argument] = _value(value, hints[argument], f"{where}.{argument}", trust, not trusted)
+        arguments[argument] = _value(value, hints[argument], f"{where}.{argument}", vocabulary, not trusted)
     inner = any(isinstance(value, Network) and value.trusted for value in arguments.values())
-    return Network(
-        str(name) if trusted else f"{make.__module__}.{make.__qualname__}", make, arguments, trusted or inner
-    )
+    return Network(str(name) if trusted else OLD_NAMES.get(name, name), make, arguments, trusted or inner)
 
 
-def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bool]:
+def _class(name: Any, where: str, vocabulary: Vocabulary) -> tuple[type[Any], bool]:
     """The class of a name, and whether it had to be trusted."""
     if not isinstance(name, str):
         raise ConfigError(f"the class_path of {where} must be a name, not {_short(name)}")
     name = OLD_NAMES.get(name, name)
-    if name in KNOWN:
-        return KNOWN[name], False
+    if name in vocabulary.known:
+        return vocabulary.known[name], False
     module, _, last = name.rpartition(".")
     first = name.partition(".")[0]
-    if not module or first not in trust:
+    if not module or first not in vocabulary.trust:
         hint = f": if you trust its author, --trust {first}" if module and first.isidentifier() else ""
         raise ConfigError(f"{where} asks for the class {_short(name)}, which is none of gic's classes: refused{hint}")
     try:
@@ -198,7 +184,7 @@ def _class(name: Any, where: str, trust: tuple[str, ...]) -> tuple[type[Any], bo
         hint = "; install the package, or set PYTHONPATH to the folder that it is in" if missing else ""
         problem = f"which cannot be imported: {first_line(error)}{hint}"
         raise ConfigError(f"{where} asks for {_short(name)}, {problem}") from error
-    if not isinstance(found, type) or not issubclass(found, _DESCRIBED):
+    if not isinstance(found, type) or not issubclass(found, vocabulary.bases):
         raise ConfigError(f"{where} asks for {_short(name)}, which is no network")
     return found, True
 
@@ -224,7 +210,7 @@ def _arguments(make: type) -> dict[str, Any]:
     return hints
 
 
-def _value(value: Any, hint: Any, where: str, trust: tuple[str, ...], bounded: bool) -> Any:
+def _value(value: Any, hint: Any, where: str, vocabulary: Vocabulary, bounded: bool) -> Any:
     """Check a value against its type hint; ``bounded`` is for the arguments of known classes."""
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -233,10 +219,10 @@ def _value(value: Any, hint: Any, where: str, trust: tuple[str, ...], bounded: b
             return None
         for option in rest[:-1]:
             try:
-                return _value(value, option, where, trust, bounded)
+                return _value(value, option, where, vocabulary, bounded)
             except ConfigError:
                 continue
-        return _value(value, rest[-1], where, trust, bounded)
+        return _value(value, rest[-1], where, vocabulary, bounded)
     if origin is Literal:
         if not any(type(value) is type(option) and value == option for option in options):
             raise ConfigError(f"{where} must be one of {', '.join(map(str, options))}, not {_short(value)}")
@@ -244,23 +230,23 @@ def _value(value: Any, hint: Any, where: str, trust: tuple[str, ...], bounded: b
     if origin is not None and isinstance(origin, type) and issubclass(origin, Sequence):
         if not isinstance(value, (list, tuple)) or (bounded and len(value) > MAX_LENGTH):
             raise ConfigError(f"{where} must be a list of at most {MAX_LENGTH} values, not {_short(value)}")
-        return [_value(item, options[0] if options else Any, where, trust, bounded) for item in value]
-    if isinstance(hint, type) and issubclass(hint, _DESCRIBED):
-        return _network(value, hint, where, trust)
+        return [_value(item, options[0] if options else Any, where, vocabulary, bounded) for item in value]
+    if isinstance(hint, type) and issubclass(hint, vocabulary.bases):
+        return _network(value, hint, where, vocabulary)
     if hint in _SIMPLE:
         what, fits = _SIMPLE[hint]
         if not fits(value):
             raise ConfigError(f"{where} must be {what}, not {_short(value)}")
         return _number(value, where, bounded)
-    return _plain(value, where, trust, bounded)
+    return _plain(value, where, vocabulary, bounded)
 
 
-def _plain(value: Any, where: str, trust: tuple[str, ...], bounded: bool) -> Any:
+def _plain(value: Any, where: str, vocabulary: Vocabulary, bounded: bool) -> Any:
     """Check a value for an argument of a user's class that has no type hint."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where, trust, bounded) for item in value]
+        return [_plain(item, where, vocabulary, bounded) for item in value]
     if isinstance(value, Mapping) and "class_path" in value:
-        return _network(value, nn.Module, where, trust)
+        return _network(value, vocabulary.bases[0], where, vocabulary)
     if value is not None and not isinstance(value, (bool, int, float, str)):
         raise ConfigError(f"{where} must be a plain value, not {_short(value)}")
     return _number(value, where, bounded)
@@ -290,23 +276,3 @@ def _short(value: Any) -> str:
         return reprlib.repr(value).replace("\n", " ")
     except Exception:  # numbers of thousands of digits, objects of user classes
         return f"a value of the type {type(value).__name__}"
-
-
-@contextmanager
-def _at_most(limit: float) -> Iterator[None]:
-    """Stop building networks as soon as they have more parameters than this, before memory is written."""
-    count = 0
-
-    def add(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal count
-        count += 0 if parameter is None else parameter.numel()
-        if count > limit:
-            raise ConfigError(
-                f"a network of more than {limit} parameters is described, which is none of gic's: refused"
-            )
-
-    handle = register_module_parameter_registration_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()

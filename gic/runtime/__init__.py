@@ -1,0 +1,1 @@
+"""Networks on NumPy's arrays: what the codec runs on."""
