@@ -117,6 +117,7 @@ class Gic(BenchmarkCodec):
         checkpoint: Weights; those of the command line (``--ckpt_path``) or of the package if left out.
         quantizer: ``round`` or ``dither``, the model's default if left out.
         name: For tables and files, to distinguish several sets of weights.
+        runtime: What runs the networks, see :func:`gic.load`.
 
     Attributes:
         trust: Packages of the user's own whose classes the weights may name.
@@ -135,6 +136,7 @@ class Gic(BenchmarkCodec):
         checkpoint: str | None = None,
         quantizer: Literal["round", "dither"] | None = None,
         name: str = "gic",
+        runtime: Literal["auto", "onnx", "torch"] = "auto",
     ) -> None:
         if q is not None and bpp is not None:
             raise ConfigError(f"the rate points of {name} are levels q or targets bpp, not both")
@@ -143,6 +145,7 @@ class Gic(BenchmarkCodec):
         self.name = name
         self.checkpoint = checkpoint
         self.quantizer = quantizer
+        self.runtime = runtime
         self.trust: Sequence[str] = ()
         self._q, self._bpp = q, bpp
         self._decodings = {decoding.label: decoding for decoding in decodings}
@@ -154,16 +157,16 @@ class Gic(BenchmarkCodec):
         """Load the weights and check the points against them."""
         from gic.codec.weights import load
 
-        codec = load(self.checkpoint, device, self.trust)
-        model = codec.model
+        codec = load(self.checkpoint, device, self.trust, runtime=self.runtime)
+        about = codec.about
         if self._bpp is not None:
             points = [{"bpp": target} for target in sorted(self._bpp)]
         elif self._q is not None:
-            points = [{"q": model.check_level(q)} for q in sorted(self._q, reverse=True)]
+            points = [{"q": codec.check_level(q)} for q in sorted(self._q, reverse=True)]
         else:
-            ratio = model.q_min / model.q_max
-            points = [{"q": model.q_max * ratio ** (i / (DEFAULT_POINTS - 1))} for i in range(DEFAULT_POINTS)]
-            points[-1]["q"] = model.q_min
+            ratio = about.q_min / about.q_max
+            points = [{"q": about.q_max * ratio ** (i / (DEFAULT_POINTS - 1))} for i in range(DEFAULT_POINTS)]
+            points[-1]["q"] = about.q_min
         self._points = {f"{kind}={value:.4g}": {kind: value} for point in points for kind, value in point.items()}
         self._codec = codec
 
@@ -181,12 +184,13 @@ class Gic(BenchmarkCodec):
     @property
     def parameters(self) -> Mapping[str, Any]:
         """What all files share."""
-        model = self.codec.model
+        about = self.codec.about
         return {
-            "quantizer": self.quantizer or model.quantizer,
-            "default_sampler": str(model.sampler),
-            "default_steps": model.steps,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "quantizer": self.quantizer or about.quantizer,
+            "default_sampler": str(about.sampler),
+            "default_steps": about.steps,
+            "parameters": about.parameters,
+            "runtime": self.codec.networks.runtime,
         }
 
     @property
@@ -202,7 +206,8 @@ class Gic(BenchmarkCodec):
     @property
     def fingerprint(self) -> str:
         """Hash of the code behind files and pictures, and the device: after a change they are measured again."""
-        return f"{self._code} {self.codec.device.type} {sorted(self._points.items())} {self._decodings}"
+        where = f"{self.codec.networks.runtime} {self.codec.device}"
+        return f"{self._code} {where} {sorted(self._points.items())} {self._decodings}"
 
     def encode(self, image: Image.Image, setting: str) -> bytes:
         """A whole ``.gic`` file."""

@@ -210,13 +210,19 @@ def convolve(x: NDArray[Any], weight: NDArray[Any], kernel: int) -> NDArray[Any]
     batch, channels, height, width = x.shape
     halo = kernel // 2
     padded = np.pad(x, ((0, 0), (0, 0), (halo, halo), (halo, halo)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3)).transpose(0, 1, 4, 5, 2, 3)
+    windows = windows_of(padded, kernel).transpose(0, 1, 4, 5, 2, 3)
     rows = max(1, _BAND_ELEMENTS // max(1, batch * channels * kernel**2 * width))
     out = np.empty((batch, len(weight), height, width), x.dtype)
     for top, end in _bands(height, rows):
         columns = windows[..., top:end, :].reshape(batch, channels * kernel**2, (end - top) * width)
         out[:, :, top:end] = (weight @ columns).reshape(batch, -1, end - top, width)
     return out
+
+
+def windows_of(x: NDArray[Any], side: int) -> NDArray[Any]:
+    """All squares of (B, C, h, w), a view of (B, C, h - side + 1, w - side + 1, side, side)."""
+    views: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))  # type: ignore[call-overload]
+    return views
 
 
 def _bands(height: int, rows: int) -> Iterator[tuple[int, int]]:

@@ -210,4 +210,5 @@ class Decoding:
 
 def _levels(x: FloatArray) -> NDArray[np.uint8]:
     """From [0, 1] to the nearest of 256 levels."""
-    return np.round(x * np.float32(255)).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.round(x * np.float32(255)).astype(np.uint8)
+    return pixels

@@ -285,8 +285,7 @@ class ImageCodec(Engine):
         pixels = self._decode(file, realism, steps, sampler, seed, None)
         if file.grey:
             pixels = to_array(from_array(pixels).convert("L").convert("RGB"))
-        tensor: torch.Tensor = torch.from_numpy(pixels)
-        return tensor
+        return torch.from_numpy(pixels)  # type: ignore[no-any-return]
 
     def _decode(
         self,

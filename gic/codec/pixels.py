@@ -25,7 +25,8 @@ def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[NDArray[np.uint8
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
-        return image.transpose(2, 0, 1), NO_METADATA, ()
+        pixels: NDArray[np.uint8] = image.transpose(2, 0, 1)
+        return pixels, NO_METADATA, ()
     if is_tensor(image):
         return _from_tensor(image), NO_METADATA, ()
     if not isinstance(image, (bytes, str, Path, Image.Image)) and not hasattr(image, "read"):
@@ -33,7 +34,7 @@ def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[NDArray[np.uint8
             "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), "
             f"not {type(image).__name__}"
         )
-    loaded = load_rgb(image, keep_profile=keep_metadata)
+    loaded = load_rgb(image, keep_profile=keep_metadata)  # type: ignore[arg-type]  # no tensor any more
     metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA
     return to_array(loaded.image), metadata, loaded.notes
 
@@ -49,7 +50,8 @@ def _from_tensor(image: Any) -> NDArray[np.uint8]:
     if image.is_floating_point():
         array = image.detach().float().cpu().numpy()
         if np.isfinite(array).all():
-            return np.round(array.clip(0, 1) * np.float32(255)).astype(np.uint8)
+            levels: NDArray[np.uint8] = np.round(array.clip(0, 1) * np.float32(255)).astype(np.uint8)
+            return levels
     elif str(image.dtype) == "torch.uint8":
         pixels: NDArray[np.uint8] = image.cpu().numpy()
         return pixels

@@ -50,7 +50,7 @@ def regions_of(mask: MaskLike, width: int, height: int, strength: float = ROI_ST
     grey = np.zeros((rows * TILE_UNIT, columns * TILE_UNIT), np.float32)
     grey[:height, :width] = pixels.mean(0, dtype=np.float32)
     white = grey.reshape(rows, TILE_UNIT, columns, TILE_UNIT).max((1, 3)) / 255
-    return np.round((1 - white) * strength * _OF_OCTAVE).astype(np.uint8).tobytes()
+    return bytes(np.round((1 - white) * strength * _OF_OCTAVE).astype(np.uint8).ravel())
 
 
 def _pixels(mask: MaskLike, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -62,7 +62,7 @@ def _pixels(mask: MaskLike, size: tuple[int, int]) -> NDArray[np.uint8]:
         if isinstance(mask, (str, Path)):
             mask = Path(mask).read_bytes()
         elif not isinstance(mask, (np.ndarray, Image.Image, bytes)) and not is_tensor(mask):
-            mask = mask.read()
+            mask = mask.read()  # type: ignore[union-attr]  # an open file
         if isinstance(mask, bytes):
             with suppress(UnidentifiedImageError), Image.open(io.BytesIO(mask)) as opened:
                 mask = _on_black(opened, size) or mask

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gic.bitstream.coder import EntropyCoder, EntropyModel, Prior, level_value
-from gic.bitstream.exact import Convolution, Layer, Relu, convolve, shuffled
+from gic.bitstream.exact import Convolution, Layer, Relu, convolve, shuffled, windows_of
 from gic.bitstream.tables import LEVELS_PER_OCTAVE, SKIP_DITHER, SKIP_ROUND, IntArray
 from gic.models.ranges import SIGMA_MIN
 from gic.runtime.networks import FloatArray
@@ -146,7 +146,7 @@ def _windows(active: NDArray[np.bool_]) -> Iterator[_Window]:
 def _neighbours(cells: NDArray[Any], by: int) -> NDArray[Any]:
     """The square of cells around each, 0 beyond the image, (..., h, w, 2 by + 1, 2 by + 1)."""
     padded = np.pad(cells, ((0, 0), (0, 0), (by, by), (by, by)))
-    return np.lib.stride_tricks.sliding_window_view(padded, (2 * by + 1, 2 * by + 1), (2, 3))
+    return windows_of(padded, 2 * by + 1)
 
 
 def _dilate(cells: NDArray[np.bool_], by: int = 1) -> NDArray[np.bool_]:
@@ -304,10 +304,8 @@ class _Search:
         groups = np.array(self.model.groups, int)
         if len(groups):
             detail = out[:, 2 * m + groups] + self.model.detail.astype(np.float32)[:, None, None]
-            mu, log_sigma = (
-                np.pad(mu, ((0, 0), (0, len(groups)), (0, 0), (0, 0))),
-                np.concatenate([log_sigma, detail], 1),
-            )
+            mu = np.pad(mu, ((0, 0), (0, len(groups)), (0, 0), (0, 0)))
+            log_sigma = np.concatenate([log_sigma, detail], 1)
         sigma = np.exp(log_sigma.clip(*self.range))
         total, errors, slopes = self._cost(mu, sigma, gradient)
         cells = _cells(total.sum(1, keepdims=True), self.stride).sum((3, 5)) * self.counts
@@ -344,9 +342,9 @@ class _Search:
                 in_distance += slope
                 in_variance += per - slope * far / half
         share = np.float32(1 / len(self.levels))
-        q = np.maximum(sigma / np.float32(self.skip), np.float32(self.q_min))
-        counted = q <= self.q_max
-        error = np.where(counted & (distance > 0.25 * q * q), distance / (q * q), np.float32(0))
+        finest = np.maximum(sigma / np.float32(self.skip), np.float32(self.q_min))
+        counted = finest <= self.q_max
+        error = np.where(counted & (distance > 0.25 * finest**2), distance / finest**2, np.float32(0))
         # A smooth form, whose gradient leads away from the lower end of sigma.
         wide = variance / np.float32(self.skip**2) + np.float32(self.q_min**2)
         weight = self.weight * counted / wide

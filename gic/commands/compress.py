@@ -54,7 +54,7 @@ def run(args: Namespace) -> int:
         raise ConfigError("--roi-strength is of a mask: name one, --roi MASK.png")
     mask = None if args.roi is None else read(Path(args.roi))
     jobs = plan_jobs(args.inputs, args.output, SUFFIX, find_images)
-    codec = load_codec(args)
+    codec, together = load_codec(args, len(jobs))
 
     def one(job: Job) -> str:
         if job.target is not None and job.target.suffix != SUFFIX and _is_picture_suffix(job.target.suffix):
@@ -82,7 +82,7 @@ def run(args: Namespace) -> int:
         levels = ", ".join(f"{q:.3f}" for q in reversed(file.levels))
         return "; ".join([f"{len(data)} bytes, {rate}, q {levels}", *notes])
 
-    return run_jobs(jobs, one, args)
+    return run_jobs(jobs, one, args, together)
 
 
 def _is_picture_suffix(suffix: str) -> bool:

@@ -34,7 +34,7 @@ def run(args: Namespace) -> int:
     from gic.runtime.description import named_sampler
 
     jobs = plan_jobs(args.inputs, args.output, ".png", find_gic_files)
-    codec = load_codec(args)
+    codec, together = load_codec(args, len(jobs))
     sampler = None if args.sampler is None else named_sampler(args.sampler, args.trust)
 
     def one(job: Job) -> str:
@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
         write(job.target, data)
         return "; ".join([f"{image.width} x {image.height} pixels", *([part] if part else []), *notes])
 
-    return run_jobs(jobs, one, args)
+    return run_jobs(jobs, one, args, together)
 
 
 def _picture_format(target: Path | None) -> str:

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from gic.errors import GicError, in_words, one_line
+from gic.errors import GicError, in_words, install_command, one_line
 from gic.version import __version__
 
 TRAINING = {
@@ -35,6 +35,8 @@ COMMANDS = {
     "export": "turn a training checkpoint into a small weights file",
     "weights": "list or fetch the weights that metrics need",
 }
+CODEC = ("compress", "decompress")
+"""Commands that need more than the base installation only for what PyTorch does."""
 USER_ERROR = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -84,6 +86,13 @@ def run(argv: Sequence[str]) -> int:
             return PIPE_CLOSED
         unknown = error.filename is None
         problem, code = in_words(error) + (" (GIC_TRACEBACK=1 shows where)" if unknown else ""), USER_ERROR
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gic") or os.environ.get("GIC_TRACEBACK"):
+            raise
+        extra = "torch" if command in CODEC else "train"
+        problem = f"the package {package!r} is needed here and is not installed: {install_command(extra)}"
+        code = USER_ERROR
     except KeyboardInterrupt:
         problem, code = "interrupted", INTERRUPTED
     _discard_output()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gic.bitstream.container import SUFFIX
 from gic.errors import ConfigError, DataError, GicError, in_words, one_line, out_of_memory
@@ -20,6 +23,7 @@ from gic.pictures.find import IMAGE_SUFFIXES, find_files
 if TYPE_CHECKING:
     from gic.codec.image_codec import ImageCodec
 
+T = TypeVar("T")
 STREAM = "-"
 MAX_BYTES = 1 << 32
 """Largest input, in bytes: of a picture in any format, of the most pixels that are read."""
@@ -51,6 +55,15 @@ def add_codec(parser: ArgumentParser) -> None:
         "--checkpoint", metavar="FILE", help=".safetensors or .ckpt (default: the weights in the package)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
+    parser.add_argument(
+        "--runtime",
+        choices=("auto", "onnx", "torch"),
+        default="auto",
+        help="what runs the networks: ONNX Runtime (CPU) or PyTorch (default: PyTorch if there is a GPU)",
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="several pictures are coded side by side (default: all cores)"
+    )
     add_trust_option(parser)
 
 
@@ -120,31 +133,31 @@ def plan_jobs(
     return [Job(source, target) for target, source in jobs.items()]
 
 
-def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace) -> int:
+def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace, side_by_side: int = 1) -> int:
     """Do all jobs; a file that fails is named and the others continue.
 
     Args:
         jobs: What to do.
         one: Does a job, and tells the result in words.
         args: The options of :func:`add_files`.
+        side_by_side: How many jobs run at a time, each in a thread.
 
     Returns:
         The exit code: 0 if every result is there, 2 if one could not be made. A result that was there before
         is success with ``--skip-existing``, and else is not, for it may be of other options.
     """
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
     failed = 0
     kept: list[Path] = []
-    for job in track(jobs, console=console, transient=True, disable=len(jobs) == 1 or not console.is_terminal):
+
+    def done(job: Job) -> str | None:
+        if job.target is not None and not args.overwrite and job.target.exists() and not is_stream(job.target):
+            return None
+        return one(job)
+
+    for job, result in _results(jobs, done, side_by_side):
         source, target = job.source or "standard input", job.target or "standard output"
         try:
-            if job.target is not None and not args.overwrite and job.target.exists() and not is_stream(job.target):
-                kept.append(job.target)
-                continue
-            said = one(job)
+            said = result()
         except (GicError, OSError, MemoryError, RuntimeError) as error:
             failed += 1
             if isinstance(error, GicError):
@@ -157,7 +170,11 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace) ->
                 raise
             print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
         else:
-            print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
+            if said is None:
+                assert job.target is not None
+                kept.append(job.target)
+            else:
+                print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
     if len(jobs) == 1 and kept:
         how = "passed over" if args.skip_existing else "give --overwrite to replace it"
         print(f"gic: {kept[0]} exists and is kept: {how}", file=sys.stderr)
@@ -173,11 +190,56 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace) ->
     return 2 if failed or (kept and not args.skip_existing) else 0
 
 
-def load_codec(args: Namespace) -> ImageCodec:
-    """The codec that the options of :func:`add_codec` choose."""
-    from gic.codec.weights import load
+def _results(jobs: Sequence[Job], one: Callable[[Job], T], side_by_side: int) -> Iterator[tuple[Job, Callable[[], T]]]:
+    """Each job in order, and what tells its result or raises its error; a bar shows how far they are."""
+    shown = len(jobs) > 1 and sys.stderr.isatty()
+    started = time.monotonic()
 
-    return load(args.checkpoint, args.device, args.trust)
+    def bar(number: int) -> None:
+        if shown and number < len(jobs):
+            left = f", {(time.monotonic() - started) * (len(jobs) / number - 1):.0f} s left" if number else ""
+            print(f"{number} of {len(jobs)}{left}", end="\r", file=sys.stderr, flush=True)
+
+    def cleared(result: Callable[[], T]) -> Callable[[], T]:
+        def call() -> T:
+            try:
+                return result()
+            finally:
+                if shown:
+                    print("\x1b[K", end="", file=sys.stderr)  # to the end of the line, where the bar was
+
+        return call
+
+    if side_by_side == 1:
+        for number, job in enumerate(jobs):
+            bar(number)
+            yield job, cleared(partial(one, job))
+        return
+    with ThreadPoolExecutor(side_by_side) as pool:
+        try:
+            for number, (job, future) in enumerate([(job, pool.submit(one, job)) for job in jobs]):
+                bar(number)
+                yield job, cleared(future.result)
+        finally:  # those that have not begun, after an interruption
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def load_codec(args: Namespace, jobs: int) -> tuple[ImageCodec, int]:
+    """The codec that the options of :func:`add_codec` choose, and how many of some jobs it does side by side.
+
+    Raises:
+        ConfigError: If the number of threads is not positive, or the weights cannot be used.
+    """
+    from gic.codec.weights import load
+    from gic.runtime.threads import available_threads, limit_blas, pictures_at_once
+
+    threads = available_threads() if args.threads is None else args.threads
+    if threads < 1:
+        raise ConfigError(f"--threads must be at least 1, not {threads}")
+    together = pictures_at_once(min(threads, jobs))
+    limit_blas(threads // together)
+    codec = load(args.checkpoint, args.device, args.trust, runtime=args.runtime, threads=threads // together)
+    return codec, together if codec.networks.runtime == "onnx" else 1
 
 
 def read(path: Path | None) -> bytes:

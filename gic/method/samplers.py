@@ -342,4 +342,5 @@ def reverse(
     if type(sampler) is Mean or not any(given):
         return mean
     end = sampler.run(flow._replace(mean=mean))
-    return mean + level(given, y) * (end - mean)
+    result: Array = mean + level(given, y) * (end - mean)
+    return result

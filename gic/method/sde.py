@@ -165,7 +165,8 @@ def forward(
         raise ValueError(f"unknown quantizer {quantizer!r}: choose one of {', '.join(QUANTIZERS)}")
     offset: AnyArray = 0.0 if quantizer == "round" else uniform(y, generator) if u is None else u
     if quantizer == "noise":
-        return y + level(q, y) * offset
+        noisy: torch.Tensor = y + level(q, y) * offset
+        return noisy
     fixed = y.detach()
     y_q = dequantize(quantize(fixed, q, mu, offset), q, mu, offset)
     return y_q.detach() + (y - fixed)  # adds an exact 0: y_q is the decoder's bit for bit
@@ -193,9 +194,11 @@ def velocity(y_q: Array, q: Level, denoised: Array) -> Array:
     Returns:
         ``d y_q / d q``, like ``y_q``; in [-1/2, 1/2] when D lies in the cell of ``y_q``.
     """
-    return (y_q - denoised) / level(q, y_q)
+    v: Array = (y_q - denoised) / level(q, y_q)
+    return v
 
 
 def score(y_q: Array, q: Level, denoised: Array) -> Array:
     """The paper's score ``(D - y_q) / (q^2 / 12)``, exact for Gaussian noise of variance q^2/12 (DESIGN 3 (2))."""
-    return (denoised - y_q) * 12 / level(q, y_q) ** 2
+    gradient: Array = (denoised - y_q) * 12 / level(q, y_q) ** 2
+    return gradient

@@ -162,7 +162,7 @@ def _network(description: Any, kind: type[Any], where: str, vocabulary: Vocabula
             raise ConfigError(f"{where} has an argument {_short(argument)} that {make.__name__} of this gic has not")
         arguments[argument] = _value(value, hints[argument], f"{where}.{argument}", vocabulary, not trusted)
     inner = any(isinstance(value, Network) and value.trusted for value in arguments.values())
-    return Network(str(name) if trusted else OLD_NAMES.get(name, name), make, arguments, trusted or inner)
+    return Network(str(name) if trusted else OLD_NAMES.get(str(name), str(name)), make, arguments, trusted or inner)
 
 
 def _class(name: Any, where: str, vocabulary: Vocabulary) -> tuple[type[Any], bool]:

@@ -92,7 +92,7 @@ class Graph:
 
     def node(self, kind: str, *inputs: str | float, **attributes: Attribute) -> str:
         """Apply an operator; a number is a constant of one element."""
-        names = [value if isinstance(value, str) else self.constant(np.float32([value])) for value in inputs]
+        names = [value if isinstance(value, str) else self.constant(np.array([value], np.float32)) for value in inputs]
         output = self._name()
         self._nodes.append(self._node(kind, names, [output], attributes))
         return output

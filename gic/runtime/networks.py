@@ -33,6 +33,7 @@ class About(NamedTuple):
         rho: Exponent of the step schedule.
         stride: Pixels for each element of y, along each side.
         hyper_stride: Elements of y for each element of z, along each side.
+        parameters: Number of parameters.
         entropy_model: What encoder and decoder must share.
         digest: SHA-256 over names, shapes and values of all weights.
     """
@@ -45,6 +46,7 @@ class About(NamedTuple):
     rho: float
     stride: int
     hyper_stride: int
+    parameters: int
     entropy_model: EntropyModel
     digest: bytes
 
@@ -78,10 +80,12 @@ class Networks(ABC):
     """The networks of one set of weights, ready to run.
 
     Attributes:
+        runtime: What runs them: ``onnx`` or ``torch``.
         about: Their settings.
         device: Where they run: ``cpu``, ``cuda:0``, ...
     """
 
+    runtime: str
     about: About
     device: str
 

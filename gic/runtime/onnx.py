@@ -7,7 +7,6 @@ W + r dW, so that each r has graphs of its own.
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
@@ -30,6 +29,7 @@ from gic.runtime.layers import Conv, Gated, LeakyRelu, LevelBlock, Node, Residua
 from gic.runtime.networks import About, FloatArray, Latent, Networks, WayBack, digest
 from gic.runtime.parts import HYPER_STRIDE, KNOWN, Codec, Part
 from gic.runtime.posterior import truncated_normal_mean
+from gic.runtime.threads import available_threads
 
 _GRAPHS = 6
 """Graphs that are kept at a time."""
@@ -38,14 +38,6 @@ _EPSILON = 1e-5  # of the normalisation before the attention
 
 Weight = Callable[[str], NDArray[Any]]
 """A parameter by its name."""
-
-
-def available_threads() -> int:
-    """Number of cores that this process may use; OMP_NUM_THREADS sets another."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxNetworks(Networks):
@@ -60,7 +52,7 @@ class OnnxNetworks(Networks):
         ConfigError: If the tree describes other networks than gic's own, or the parameters do not fit it.
     """
 
-    device = "cpu"
+    runtime, device = "onnx", "cpu"
 
     def __init__(
         self, state: Mapping[str, NDArray[Any]], config: Mapping[str, Any], threads: int | None = None
@@ -88,6 +80,7 @@ class OnnxNetworks(Networks):
             part.rho,
             c.g_a.stride,
             HYPER_STRIDE,
+            sum(array.size for array in self._state.values()),
             self._entropy_model(side.groups, math.exp(-highest)),
             digest((*self._state.items(), *bounds.items())),
         )
@@ -301,7 +294,8 @@ def _scaled_outputs(weight: Weight, node: Node, scale: NDArray[Any]) -> Weight:
         array = weight(name)
         if name.rpartition(".")[0] != node.name:
             return array
-        return (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32)
+        product: NDArray[Any] = (array * scale.reshape(-1, *[1] * (array.ndim - 1))).astype(np.float32)
+        return product
 
     return scaled
 
@@ -377,7 +371,8 @@ def _self_attention(graph: Graph, x: str, name: str, width: int, weight: Weight)
 def _features(log_q: float) -> FloatArray:
     """Features of a level, see :class:`gic.models.reverse.LevelEmbedding`, (1, 11)."""
     phase = log_q * math.pi / 2 * 2.0 ** np.array(layers.FREQUENCIES)
-    return np.concatenate([[log_q], np.sin(phase), np.cos(phase)])[None].astype(np.float32)
+    features: FloatArray = np.concatenate([[log_q], np.sin(phase), np.cos(phase)])[None].astype(np.float32)
+    return features
 
 
 def _complete(state: Mapping[str, NDArray[Any]], part: Codec) -> dict[str, NDArray[Any]]:
@@ -413,10 +408,8 @@ def _bounds(state: Mapping[str, NDArray[Any]], lapped: bool) -> dict[str, NDArra
         "compressor.prior_y.likelihood_lower_bound": LIKELIHOOD_MIN,
         "compressor.prior_y.lower_bound_scale": SCALE_MIN,
     }
-    return {
-        f"{name}.bound": np.float32([state.get(f"{name}.bound", np.float64([value]))[0]])
-        for name, value in bounds.items()
-    }
+    given = {name: state[f"{name}.bound"][0] if f"{name}.bound" in state else value for name, value in bounds.items()}
+    return {f"{name}.bound": np.array([value], np.float32) for name, value in given.items()}
 
 
 def _on_arrays(sampler: Sampler) -> Sampler:

@@ -64,6 +64,8 @@ class TorchNetworks(Networks):
         ConfigError: If the device cannot be used, or the codec cannot code files.
     """
 
+    runtime = "torch"
+
     def __init__(self, model: Codec, device: str | torch.device = "auto", precision: Precision = "float32") -> None:
         if precision not in ("float32", "bfloat16"):
             raise ConfigError(f"the precision must be float32 or bfloat16, not {precision!r}")
@@ -84,6 +86,7 @@ class TorchNetworks(Networks):
             model.rho,
             compressor.downsampling,
             compressor.hyper_downsampling,
+            sum(weights.numel() for weights in model.parameters()),
             entropy_model(compressor),
             digest(_values(model)),
         )
@@ -135,7 +138,7 @@ def _values(model: Codec) -> Iterator[tuple[str, NDArray[Any]]]:
         yield name, _array(tensor)
     for name, module in model.named_modules():
         if isinstance(module, LowerBound):  # constants, stored in weights of version 0.4 and earlier
-            yield f"{name}.bound", np.float32([module.bound if module.on_file is None else module.on_file])
+            yield f"{name}.bound", np.array([module.bound if module.on_file is None else module.on_file], np.float32)
 
 
 def entropy_model(compressor: Compressor) -> EntropyModel:
