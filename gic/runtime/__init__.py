@@ -1,0 +1,1 @@
+"""Networks on numpy arrays: what the codec runs on."""
