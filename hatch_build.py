@@ -1,4 +1,4 @@
-"""Builds gic/bitstream/_rans.so from _rans.c with the machine's C compiler; without one the package codes in Python."""
+"""Builds gic/_loops.so from _loops.c with the C compiler of the machine; without one the package loops in Python."""
 
 from __future__ import annotations
 
@@ -17,17 +17,26 @@ class CompileLoops(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before the wheel is put together."""
-        folder = Path(self.root) / "gic" / "bitstream"
-        target = folder / "_rans.so"
+        folder = Path(self.root) / "gic"
+        target = folder / "_loops.so"
         compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
         target.unlink(missing_ok=True)
         if compiler is None:
             self.app.display_warning("no C compiler: entropy coding will run in Python, ten times as slowly")
             return
-        command = [*compiler.split(), "-O3", "-shared", "-fPIC", "-o", str(target), str(folder / "_rans.c")]
+        command = [
+            *compiler.split(),
+            "-O3",
+            "-fno-trapping-math",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(target),
+            str(folder / "_loops.c"),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             self.app.display_warning(f"entropy coding will run in Python: {done.stderr}")
             return
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data.update(pure_python=False, tag=f"py3-none-{platform}", artifacts=["gic/bitstream/_rans.so"])
+        build_data.update(pure_python=False, tag=f"py3-none-{platform}", artifacts=["gic/_loops.so"])

@@ -45,6 +45,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both kinds of inner loops in turn."""
     if request.param == "Python":
-        monkeypatch.setattr(rans, "_library", None)
+        monkeypatch.setattr("gic.loops.library", None)
     elif not rans.COMPILED:
         pytest.skip("this installation has no compiled loops")

@@ -9,9 +9,21 @@ from pathlib import Path
 import gic
 
 PACKAGE = Path(gic.__file__).parent
-GROUND = ("errors", "files", "version", "names", "configs", "devices")
+GROUND = ("errors", "files", "version", "names", "configs", "devices", "loops")
 """Imported by anyone; they import each other alone."""
-WINGS = ("method", "models", "pictures", "bitstream", "codec", "data", "quality", "training", "benchmark", "commands")
+WINGS = (
+    "method",
+    "models",
+    "pictures",
+    "bitstream",
+    "runtime",
+    "codec",
+    "data",
+    "quality",
+    "training",
+    "benchmark",
+    "commands",
+)
 """From the lowest floor to the highest: a module imports from its own wing and from those before it."""
 FACES = ("__init__", "__main__", "pillow")
 """Modules at the top that only hand on what people import."""

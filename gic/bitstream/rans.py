@@ -1,7 +1,7 @@
 """Range asymmetric numeral system (Duda 2013, arXiv 1311.2540): numbers with known frequencies to bytes and back.
 
 One state of up to 40 bits, renormalised by 16-bit words, in integers: exact by construction, safe on any input.
-The inner loops exist twice: in Python, about half a microsecond per symbol, and in C (``_rans.c``), about thirty
+The inner loops exist twice: in Python, about half a microsecond per symbol, and in C (``_loops.c``), about thirty
 nanoseconds including the overhead, for installations with a compiler; see :data:`COMPILED`. After measurements
 (benchmarks/entropy_coders.py) this was preferred to ``compressai.ans`` (crashes on damaged data), ``constriction`` (its
 version decides how probabilities are rounded, and so what a file means) and NumPy over interleaved states (slower than
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gic import loops
 from gic.errors import FormatError
 
 PRECISION = 16
@@ -44,23 +44,7 @@ class Rows(NamedTuple):
     first: NDArray[np.int32]
 
 
-def _compiled() -> ctypes.CDLL | None:
-    """The loops in C, or None if this installation has none that this machine can run."""
-    try:
-        library = ctypes.CDLL(str(Path(__file__).with_name("_rans.so")))
-    except OSError:
-        return None
-    state, size = ctypes.POINTER(ctypes.c_uint64), ctypes.c_size_t
-    numbers = np.ctypeslib.ndpointer(np.int32, flags="C")
-    words = np.ctypeslib.ndpointer(np.uint16, flags="C")
-    library.gic_rans_encode.argtypes = [state, numbers, numbers, size, words]
-    library.gic_rans_decode.argtypes = [state, words, size, numbers, numbers, numbers, size, numbers]
-    library.gic_rans_encode.restype = library.gic_rans_decode.restype = size
-    return library
-
-
-_library = _compiled()
-COMPILED = _library is not None
+COMPILED = loops.library is not None
 """Whether this installation uses the loops in C; the bytes are the same in both cases."""
 
 
@@ -81,12 +65,12 @@ def encode(starts: NDArray[np.integer[Any]], frequencies: NDArray[np.integer[Any
         raise ValueError("each event needs a start and a frequency of 1 to 65535")
     if not len(starts):
         return b""
-    if _library is None:
+    if loops.library is None:
         state, words = _encode(starts.tolist(), frequencies.tolist())
     else:
         box, words = ctypes.c_uint64(_START), np.empty(len(starts), np.uint16)
         whole = [np.ascontiguousarray(numbers, np.int32) for numbers in (starts, frequencies)]
-        words = words[: _library.gic_rans_encode(ctypes.byref(box), *whole, len(starts), words)]
+        words = words[: loops.library.gic_rans_encode(ctypes.byref(box), *whole, len(starts), words)]
         state = box.value
     return state.to_bytes((state.bit_length() + 7) // 8, "big") + words[::-1].astype(">u2").tobytes()
 
@@ -154,11 +138,11 @@ class Decoder:
             raise ValueError("there is no table of this number")
         if self._empty:
             raise FormatError(f"{_DAMAGED}: nothing is left to read")
-        if _library is None:
+        if loops.library is None:
             return self._read(rows, tables)
         box, found = ctypes.c_uint64(self._state), np.empty(len(tables), np.int32)
         numbers = np.ascontiguousarray(tables, np.int32)
-        read = _library.gic_rans_decode(
+        read = loops.library.gic_rans_decode(
             ctypes.byref(box), self._words, len(self._words), *rows, numbers, len(numbers), found
         )
         self._state, self._words = box.value, self._words[read:]
