@@ -309,24 +309,27 @@ def _tiled(block: AnyArray, y: AnyArray) -> AnyArray:
 
 def _each_block(x: AnyArray, basis: AnyArray) -> AnyArray:
     """Transform each n x n block of (..., h, w) along both sides, in its place."""
-    return _in_blocks(_in_blocks(x, basis).swapaxes(-1, -2), basis).swapaxes(-1, -2)
+    return _along_rows(_along_columns(x, basis), basis)
 
 
 def _mix_both(x: AnyArray, mixing: AnyArray) -> AnyArray:
-    """Apply P across the borders of blocks along both sides of (..., h, w)."""
-    return _mix(_mix(x, mixing).swapaxes(-1, -2), mixing).swapaxes(-1, -2)
+    """Apply P across the borders of blocks along both sides of (..., h, w), but for the sides of the image."""
+    half, xp = len(mixing) // 2, namespace(x)
+    if x.shape[-1] > 2 * half:
+        x = xp.concatenate([x[..., :half], _along_rows(x[..., half:-half], mixing), x[..., -half:]], -1)
+    if x.shape[-2] > 2 * half:
+        inner = _along_columns(x[..., half:-half, :], mixing)
+        x = xp.concatenate([x[..., :half, :], inner, x[..., -half:, :]], -2)
+    return x
 
 
-def _mix(x: AnyArray, mixing: AnyArray) -> AnyArray:
-    """Apply P across the borders of blocks along the last side; the sides of the image are no such borders."""
-    n = len(mixing)
-    if x.shape[-1] <= n:
-        return x
-    inner = _in_blocks(x[..., n // 2 : -(n // 2)], mixing)
-    return namespace(x).concatenate([x[..., : n // 2], inner, x[..., -(n // 2) :]], -1)
-
-
-def _in_blocks(x: AnyArray, matrix: AnyArray) -> AnyArray:
-    """Multiply each n numbers in a row along the last side by a matrix (n, n)."""
+def _along_rows(x: AnyArray, matrix: AnyArray) -> AnyArray:
+    """Multiply each n numbers in a row by a matrix (n, n)."""
     n = len(matrix)
     return (x.reshape(*x.shape[:-1], x.shape[-1] // n, n) @ matrix.T).reshape(x.shape)
+
+
+def _along_columns(x: AnyArray, matrix: AnyArray) -> AnyArray:
+    """Multiply each n numbers in a column by a matrix (n, n)."""
+    n = len(matrix)
+    return (matrix @ x.reshape(*x.shape[:-2], x.shape[-2] // n, n, x.shape[-1])).reshape(x.shape)

@@ -1,0 +1,128 @@
+"""Seconds to encode and decode with ONNX Runtime, with PyTorch, and with CompressAI's models, side by side.
+
+    python benchmarks/runtimes.py --size 768 512 --size 1920 1080 --output benchmarks/results/runtimes.json
+
+Everything in turns, the shortest of all rounds, wall time: run it on an idle machine. gic has the weights that ship;
+CompressAI's models have random ones, whose files are larger or smaller than trained ones' but whose networks take the
+same time. `posterior` is the exact posterior mean, all of its evaluations, within gic's decoding with ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from codec_speed import learned
+from measuring import machine, save, show
+from threadpoolctl import threadpool_limits
+
+import gic
+from gic.data.synthetic import synthetic_image
+from gic.pictures.arrays import to_array
+from gic.pictures.load import load_rgb
+from gic.runtime import onnx
+
+LEARNED = ("mbt2018-mean", "elic2022-official")
+
+
+def shortest(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Shortest wall time of each call, all called in every round, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: min(found[1:]) for name, found in times.items()}
+
+
+def posterior_seconds(decode: Callable[[], object], rounds: int) -> float:
+    """Time that the posterior takes in one decoding, the shortest of all rounds."""
+    plain, taken = onnx.truncated_normal_mean, [0.0]
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = plain(*args, **kwargs)
+        taken[-1] += time.perf_counter() - start
+        return result
+
+    onnx.truncated_normal_mean = timed  # type: ignore[assignment]
+    try:
+        for _ in range(rounds):
+            decode()
+            taken.append(0.0)
+    finally:
+        onnx.truncated_normal_mean = plain
+    return min(taken[:-1])
+
+
+def measure(image: Any, threads: int, q: float, rounds: int, others: tuple[str, ...]) -> dict[str, Any]:
+    """Times of one picture with so many threads."""
+    torch.set_num_threads(threads)
+    with threadpool_limits(threads, "blas"):
+        codecs = {
+            "gic, ONNX Runtime": gic.load(runtime="onnx", threads=threads),
+            "gic, PyTorch": gic.load(device="cpu", runtime="torch"),
+        }
+        data = codecs["gic, PyTorch"].compress(image, q=q)
+        encode: dict[str, Callable[[], object]] = {}
+        decode: dict[str, Callable[[], object]] = {}
+        for name, codec in codecs.items():
+            encode[name] = lambda codec=codec: codec.compress(image, q=q)  # type: ignore[misc]
+            decode[name] = lambda codec=codec: codec.decompress(data)  # type: ignore[misc]
+        pixels = torch.from_numpy(to_array(image)).float()[None] / 255
+        pixels = torch.nn.functional.pad(pixels, (0, -pixels.shape[3] % 64, 0, -pixels.shape[2] % 64), mode="replicate")
+        for name in others:
+            make, read = learned(name, pixels)
+            with torch.no_grad():
+                coded = make()
+            encode[name] = torch.no_grad()(make)
+            decode[name] = torch.no_grad()(lambda read=read, coded=coded: read(coded))
+        found: dict[str, Any] = {"encode": shortest(encode, rounds), "decode": shortest(decode, rounds)}
+        share = posterior_seconds(decode["gic, ONNX Runtime"], rounds)
+    ours, theirs = "gic, ONNX Runtime", "gic, PyTorch"
+    found["onnx_over_torch"] = {way: found[way][ours] / found[way][theirs] for way in ("encode", "decode")}
+    found["posterior_share_of_decoding"] = share / found["decode"][ours]
+    a, b = (np.asarray(codec.decompress(data)).astype(int) for codec in codecs.values())
+    found["pixels"] = {"largest_difference": int(abs(a - b).max()), "share_that_differ": float((a != b).mean())}
+    found["bytes"] = len(data)
+    return found
+
+
+def main() -> None:
+    """Run all of it."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--image", nargs="*", default=[], help="pictures (default: drawn ones of the sizes)")
+    options.add_argument("--size", type=int, nargs=2, action="append", help="width and height of a drawn picture")
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--q", type=float, default=5.66)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--codecs", nargs="*", default=list(LEARNED), help="of CompressAI")
+    options.add_argument("--output", help="JSON file to write")
+    args = options.parse_args()
+    warnings.filterwarnings("ignore")
+    sizes = args.size or ([] if args.image else [[768, 512], [1920, 1080]])
+    images = [load_rgb(path).image for path in args.image]
+    images += [synthetic_image(number, size=(height, width)) for number, (width, height) in enumerate(sizes)]
+    about = {**machine("cpu"), "onnxruntime": onnxruntime.__version__, "timing": "wall time, shortest, in turns"}
+    report: dict[str, Any] = {"machine": about, "q": args.q, "runs": []}
+    for image in images:
+        for threads in args.threads:
+            found = measure(image, threads, args.q, args.rounds, tuple(args.codecs))
+            report["runs"].append({"size": [image.width, image.height], "threads": threads, **found})
+            rows = [(name, found["encode"][name], found["decode"][name]) for name in found["encode"]]
+            show(f"{image.width} x {image.height}, {threads} thread(s)", ("codec", "encode s", "decode s"), rows)
+            ratio, share = found["onnx_over_torch"], found["posterior_share_of_decoding"]
+            print(f"ONNX Runtime / PyTorch: encode {ratio['encode']:.2f}, decode {ratio['decode']:.2f}; ", end="")
+            print(f"posterior {share:.1%} of decoding; pixels {found['pixels']}")
+            save(report, args.output)
+
+
+if __name__ == "__main__":
+    main()
