@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gic.bitstream import portable
-from gic.bitstream.exact import IntegerNetwork, Layer
+from gic.bitstream.exact import IntegerNetwork, Layer, Product
 from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import (
     LEVELS_PER_OCTAVE,
@@ -134,6 +134,7 @@ class EntropyCoder:
 
     Args:
         model: The entropy model.
+        product: A matrix product of float64; any will do, as all sums are exact.
 
     Raises:
         ConfigError: If h_s cannot be computed exactly, or weights are not finite.
@@ -149,7 +150,7 @@ class EntropyCoder:
         True
     """
 
-    def __init__(self, model: EntropyModel) -> None:
+    def __init__(self, model: EntropyModel, product: Product = np.matmul) -> None:
         self.hyper_channels = model.hyper_channels
         self._log2_sigma_max = round(math.log2(model.sigma_max) * LEVELS_PER_OCTAVE)
         m = self._means = model.latent_channels
@@ -162,7 +163,7 @@ class EntropyCoder:
             raise ConfigError(
                 "the detail channels have scales that are not finite numbers: the model cannot code files"
             )
-        self._h_s = IntegerNetwork(model.h_s, gain)
+        self._h_s = IntegerNetwork(model.h_s, gain, product)
         self._z_tables = factorized_tables(model.prior_z)
         channels = model.coded_channels
         self._importance = np.array(importance(channels) if model.lapped else [[0] * SUPER_BLOCK**2] * channels)

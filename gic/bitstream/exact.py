@@ -13,7 +13,7 @@ avoided since they may transform their operands (Winograd, FFT); scaling by powe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,10 @@ EXACT_SUM = 2**53
 """Integers up to here are float64 numbers."""
 
 _BAND_ELEMENTS = 2**20  # of the unfolded input: 8 MiB
+
+
+Product = Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
+"""A matrix product, (O, K) and (..., K, n) to (..., O, n). Where all sums are exact any will do, in any order."""
 
 
 class Convolution(NamedTuple):
@@ -125,6 +129,7 @@ class IntegerNetwork:
     Args:
         layers: The network; a convolution comes last.
         gain: Units of the output per unit of the network's output, one for each output channel.
+        product: A matrix product of float64.
 
     Raises:
         ConfigError: If exactness cannot be proven from the weights.
@@ -140,7 +145,8 @@ class IntegerNetwork:
         True
     """
 
-    def __init__(self, layers: Sequence[Layer], gain: NDArray[np.float64]) -> None:
+    def __init__(self, layers: Sequence[Layer], gain: NDArray[np.float64], product: Product = np.matmul) -> None:
+        self.product = product
         if not layers or not isinstance(layers[-1], Convolution):
             raise ConfigError("the hyper-synthesis must end in a convolution to be computed exactly")
         self.steps: list[IntegerConv | Relu | Shuffle] = []
@@ -178,7 +184,7 @@ class IntegerNetwork:
             elif isinstance(step, Shuffle):
                 x = shuffled(x, step.factor)
             else:
-                sums = convolve(x, step.weight, step.kernel)
+                sums = convolve(x, step.weight, step.kernel, self.product)
                 sums += step.bias[:, None]
                 sums *= step.scale[:, None]
                 x = np.floor(sums, out=sums).clip(-step.limit, step.limit, out=sums)
@@ -196,13 +202,14 @@ def shuffled(x: NDArray[Any], factor: int) -> NDArray[Any]:
     return blocks.reshape(b, c // factor**2, factor * h, factor * w)
 
 
-def convolve(x: NDArray[Any], weight: NDArray[Any], kernel: int) -> NDArray[Any]:
+def convolve(x: NDArray[Any], weight: NDArray[Any], kernel: int, product: Product = np.matmul) -> NDArray[Any]:
     """Convolution with stride 1 and zero padding, as matrix products over bands of rows of at most about 8 MiB.
 
     Args:
         x: (B, C, h, w).
         weight: (O, C * kernel * kernel).
         kernel: Side of the kernel, odd.
+        product: The matrix product.
 
     Returns:
         (B, O, h, w), in the dtype of both.
@@ -215,7 +222,7 @@ def convolve(x: NDArray[Any], weight: NDArray[Any], kernel: int) -> NDArray[Any]
     out = np.empty((batch, len(weight), height, width), x.dtype)
     for top, end in _bands(height, rows):
         columns = windows[..., top:end, :].reshape(batch, channels * kernel**2, (end - top) * width)
-        out[:, :, top:end] = (weight @ columns).reshape(batch, -1, end - top, width)
+        out[:, :, top:end] = product(weight, columns).reshape(batch, -1, end - top, width)
     return out
 
 

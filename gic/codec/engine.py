@@ -40,7 +40,7 @@ class Engine:
 
     def __init__(self, networks: Networks) -> None:
         self.networks, self.about, self.device = networks, networks.about, networks.device
-        self.coder = EntropyCoder(self.about.entropy_model)
+        self.coder = EntropyCoder(self.about.entropy_model, networks.product)
         self.model_id = self.about.digest[:MODEL_ID_BYTES]
         self.finest, self.coarsest = level_code(self.about.q_min), level_code(self.about.q_max)
         self.stride, self.hyper_stride = self.about.stride, self.about.hyper_stride

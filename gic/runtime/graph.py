@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OPSET, IR_VERSION = 17, 8
-_TYPES = {np.dtype(np.float32): 1, np.dtype(np.int64): 7, np.dtype(np.float16): 10}
+_TYPES = {np.dtype(t): n for t, n in ((np.float32, 1), (np.int64, 7), (np.float16, 10), (np.float64, 11))}
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # types of attributes
 
 Attribute = float | int | str | Sequence[int]
@@ -71,15 +71,15 @@ class Graph:
         self._count += 1
         return f"v{self._count}"
 
-    def input(self, name: str, dimensions: int) -> str:
-        """An input, float32, of so many dimensions of any length."""
-        self._inputs.append(self._value(name, dimensions))
+    def input(self, name: str, dimensions: int, dtype: type[np.floating[Any]] = np.float32) -> str:
+        """An input of so many dimensions of any length."""
+        self._inputs.append(self._value(name, dimensions, dtype))
         return name
 
-    def output(self, name: str, value: str) -> None:
-        """Hand a value out, float32."""
+    def output(self, name: str, value: str, dtype: type[np.floating[Any]] = np.float32) -> None:
+        """Hand a value out."""
         self._nodes.append(self._node("Identity", [value], [name], {}))
-        self._outputs.append(self._value(name, None))
+        self._outputs.append(self._value(name, None, dtype))
 
     def constant(self, array: NDArray[Any]) -> str:
         """A constant; float16 is turned into float32 when the graph is loaded."""
@@ -110,9 +110,9 @@ class Graph:
         return b"".join(parts + [_bytes(5, _attribute(name, value)) for name, value in attributes.items()])
 
     @staticmethod
-    def _value(name: str, dimensions: int | None) -> bytes:
+    def _value(name: str, dimensions: int | None, dtype: type[np.floating[Any]]) -> bytes:
         shape = b"" if dimensions is None else _bytes(2, _bytes(1, b"") * dimensions)
-        return _bytes(1, name) + _bytes(2, _bytes(1, _number(1, _TYPES[np.dtype(np.float32)]) + shape))
+        return _bytes(1, name) + _bytes(2, _bytes(1, _number(1, _TYPES[np.dtype(dtype)]) + shape))
 
     def model(self) -> bytes:
         """The whole, as a file holds it."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gic.bitstream.coder import EntropyModel
+from gic.bitstream.exact import Product
 from gic.method.samplers import Sampler
 
 FloatArray = NDArray[np.float32]
@@ -88,6 +89,9 @@ class Networks(ABC):
     runtime: str
     about: About
     device: str
+
+    product: Product = staticmethod(np.matmul)
+    """A matrix product of float64, for the exact prior."""
 
     @abstractmethod
     def analysis(self, x: FloatArray) -> FloatArray:

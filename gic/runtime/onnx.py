@@ -162,17 +162,25 @@ class OnnxNetworks(Networks):
             log_q = np.log(level)
             mean_level = float(np.broadcast_to(log_q, y.shape).mean(dtype=float)) if log_q.size > 1 else log_q.item()
             inputs = {"y_q": y, "mu": mu, "sigma": sigma, "log_sigma": log_sigma, "q": level, "log_q": log_q}
-            refined = self._session("reverse", r).run(None, {**inputs, "level": _features(mean_level)})
-            mean = truncated_normal_mean(y, level, *refined, threads=self.threads)
+            inputs["level"] = _features(mean_level)
+            refined_mu, refined_sigma = self._session("reverse", r).run(None, inputs)
+            mean = truncated_normal_mean(y, level, refined_mu, refined_sigma, self.threads)
             if len(y_q[0]) == len(y[0]):
                 return mean
             detail = y_q[:, own.stop :].copy()
             others = np.nonzero(detail != latent.mu[:, own.stop :])  # where y_q is mu, as in most of it, D is mu too
-            given = [np.broadcast_to(t, y_q.shape)[:, own.stop :][others] for t in (y_q, q, latent.mu, latent.sigma)]
-            detail[others] = truncated_normal_mean(*given, threads=self.threads)
+            y, level, m, s = (
+                np.broadcast_to(t, y_q.shape)[:, own.stop :][others] for t in (y_q, q, latent.mu, latent.sigma)
+            )
+            detail[others] = truncated_normal_mean(y, level, m, s, self.threads)
             return np.concatenate([mean, detail], 1)
 
         return denoise
+
+    def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """Matrix product of float64, on many processors twice as fast as NumPy's."""
+        c: NDArray[Any] = self._session("product", 0.0).run(None, {"a": a, "b": b})[0]
+        return c
 
     # --- graphs -----------------------------------------------------------------------------------------------
 
@@ -201,6 +209,12 @@ class OnnxNetworks(Networks):
         change = self._state[layers.realistic_name(name, prefix, inner)]
         mixed: NDArray[Any] = weight.astype(np.float32) + np.float32(r) * change.astype(np.float32)
         return mixed
+
+    def _product(self, r: float) -> Graph:
+        graph = Graph()
+        a, b = graph.input("a", 2, np.float64), graph.input("b", 3, np.float64)
+        graph.output("c", graph.node("MatMul", a, b), np.float64)
+        return graph
 
     def _g_a(self, r: float) -> Graph:
         c = self._part.compressor
