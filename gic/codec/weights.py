@@ -100,6 +100,7 @@ def load(
     *,
     runtime: Runtime = "auto",
     threads: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> ImageCodec:
     """Make a codec of trained weights.
 
@@ -112,6 +113,7 @@ def load(
         runtime: ``onnx`` (ONNX Runtime, on CPUs), ``torch`` (PyTorch, any device), or ``auto``: PyTorch where it is
             installed and there is a GPU, or the weights need it, else ONNX Runtime. Files do not depend on it.
         threads: Number of threads of ONNX Runtime for one picture; all cores if left out.
+        precision: ``bfloat16`` runs the networks in PyTorch faster on a GPU, and pixels differ by a few levels.
 
     Raises:
         ConfigError: If there are no weights or they cannot be used.
@@ -122,7 +124,7 @@ def load(
     if threads is not None and threads < 1:
         raise ConfigError(f"the number of threads must be at least 1, not {threads}")
     path = Path(default_checkpoint() if checkpoint is None else checkpoint)
-    need = _torch_needed(path, device, trust)
+    need = "bfloat16 needs PyTorch" if precision != "float32" else _torch_needed(path, device, trust)
     if runtime == "onnx" and need:
         raise ConfigError(f"{need}, which ONNX Runtime does not run: leave the runtime out")
     if need or runtime == "torch" or (runtime == "auto" and device == "auto" and _torch_on_gpu()):
@@ -131,8 +133,9 @@ def load(
         except MissingExtraError as error:
             raise MissingExtraError(f"{need}: {error}" if need else str(error)) from error
         from gic.codec.checkpoints import load_codec
+        from gic.runtime.pytorch import TorchNetworks
 
-        return ImageCodec(load_codec(path, trust), device)
+        return ImageCodec(TorchNetworks(load_codec(path, trust), device, precision))
     from gic.runtime.onnx import OnnxNetworks
 
     if not path.is_file():
