@@ -269,6 +269,7 @@ def _session(graph: Graph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.enable_mem_pattern = False  # plans for one size of image cost memory, and no time is saved
     try:
         return onnxruntime.InferenceSession(graph.model(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has no common base of its errors
