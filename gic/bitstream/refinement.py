@@ -12,7 +12,7 @@ t = exp(-sqrt(2) / s) its three thirds have, from the one next to mu outwards, t
 
 **Order.** Elements follow each other by the squared error that they save per bit, the largest first: the variance V of
 the centroids of the thirds, in units of q^2, over the entropy H of d, times the element's importance for the picture
-(:func:`gic.models.lapped.importance`). All are rounded to tenths of an octave; equal ones keep the order of y. Both
+(:func:`gic.models.lot.importance`). All are rounded to tenths of an octave; equal ones keep the order of y. Both
 sides know sigma, q and k_3, and so the order, which costs no bits.
 """
 

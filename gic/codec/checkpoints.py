@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gic.codec.weights import mapping, read_safetensors
+from gic.codec.weights_file import mapping, read_safetensors
 from gic.errors import ConfigError
 from gic.files import write_bytes
 from gic.models.codec import Codec

@@ -79,7 +79,7 @@ class Compressor(nn.Module):
             and g_s: training starts from a linear codec and takes far fewer steps.
         detail_channels: Further channels of y: the lapped coefficients of the next higher frequencies, unchanged. They
             bypass g_a, g_s and the reverse network and have mu = 0. Each group
-            (:func:`gic.models.lapped.frequency_groups`) shares one sigma from h_s, times a learned factor for each
+            (:func:`gic.models.lot.frequency_groups`) shares one sigma from h_s, times a learned factor for each
             channel. At coarse steps they cost almost nothing.
         hyper_activity: Give h_a, beside y, the activity: the logarithm of the magnitude of each group of channels. At
             the start z is its mean and sigma follows z, which saves training steps. Needs the lapped transform.

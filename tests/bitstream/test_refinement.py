@@ -22,6 +22,7 @@ from gic.errors import FormatError
 from gic.method import sde
 from gic.models.lapped import LappedTransform
 from gic.models.lot import importance
+from gic.runtime.pytorch import entropy_model
 
 
 class Scene(NamedTuple):
@@ -36,7 +37,7 @@ class Scene(NamedTuple):
 
 @cache
 def coder(lapped: bool = True) -> EntropyCoder:
-    return EntropyCoder((lapped_model(True) if lapped else small_model()).compressor)
+    return EntropyCoder(entropy_model((lapped_model(True) if lapped else small_model()).compressor))
 
 
 def scene(seed: int = 0, side: int = 8, field: bool = False, wild: bool = False, channels: int = 48) -> Scene:
@@ -49,12 +50,12 @@ def scene(seed: int = 0, side: int = 8, field: bool = False, wild: bool = False,
     if wild:
         residual *= np.where(rng.random(shape) < 0.05, 1000.0, 1.0)
     # Random numbers that float32 holds in full, so that no rounding moves them across the border of a cell.
-    mu = torch.from_numpy(np.round(rng.normal(size=shape) * 2**11) / 2**11)
-    y = mu + torch.from_numpy(residual)
-    prior = Prior(mu, torch.from_numpy(log2_sigma))
+    mu = np.round(rng.normal(size=shape) * 2**11) / 2**11
+    y = mu + residual
+    prior = Prior(mu, log2_sigma)
     known, coded = (coder().coded_mask(prior, code + more, False) for more in (STEP, 0))
     fine, coarser = (
-        sde.quantize(y, level_field(codes).double() if field else level_value(codes), mu).numpy().astype(np.int32)
+        sde.quantize(y, level_field(codes).astype(float) if field else level_value(codes), mu).astype(np.int32)
         for codes in (code, code + STEP)
     )
     coarse = np.where(known, coarser, 0)
@@ -88,8 +89,8 @@ def test_an_element_at_the_border_of_a_cell_is_coded_in_the_one_that_is_transmit
     encoding = codec.encoding(picture(64, 64), progressive=True)
     (tile,) = encoding.tiles
     code = codec.coarsest - STEP
-    ties = (torch.arange(tile.y.numel()) % 9 - 4.5).reshape(tile.y.shape)
-    encoding.tiles[0] = tile._replace(y=tile.prior.mu + level_value(code + STEP) * ties)
+    ties = (np.arange(tile.y.size) % 9 - 4.5).reshape(tile.y.shape).astype(np.float32)
+    encoding.tiles[0] = tile._replace(y=tile.prior.mu + np.float32(level_value(code + STEP)) * ties)
     off = encoding._symbols(0, code) - 3 * encoding._symbols(0, code + STEP)
     assert np.abs(off).max() > 1
     *_, (_, nested, _) = encoding._levels(0, code)
@@ -322,7 +323,7 @@ def test_the_order_follows_from_what_both_sides_know() -> None:
 def test_the_importance_of_an_element_is_that_of_its_channel_and_place() -> None:
     """Without the lapped transform all are alike."""
     shape = (1, 48, 8, 12)
-    prior = Prior(torch.zeros(shape), torch.zeros(shape, dtype=torch.int32))
+    prior = Prior(np.zeros(shape, np.float32), np.zeros(shape, np.int32))
     zeros = np.zeros(shape, np.int32)
     refinement = coder().refinement(prior, 0, zeros)
     ours = np.empty(zeros.size, int)
@@ -331,7 +332,7 @@ def test_the_importance_of_an_element_is_that_of_its_channel_and_place() -> None
     expected = np.tile(numbers, (1, 2, 3))
     assert np.array_equal(ours.reshape(48, 8, 12) - expected, np.full_like(expected, ours[0] - expected[0, 0, 0]))
     shape = (1, 8, 8, 12)
-    prior = Prior(torch.zeros(shape), torch.zeros(shape, dtype=torch.int32))
+    prior = Prior(np.zeros(shape, np.float32), np.zeros(shape, np.int32))
     assert len(np.unique(coder(False).refinement(prior, 0, np.zeros(shape, np.int32)).value)) == 1
 
 

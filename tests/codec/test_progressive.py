@@ -181,7 +181,7 @@ def test_a_longer_beginning_is_a_better_picture(tile: int) -> None:
     codec = gic.load(device="cpu")
     image = synthetic_image(3, size=(128, 128))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
-    data = codec.compress(image, q=1.1 * codec.model.q_min, progressive=True, tile=tile)
+    data = codec.compress(image, q=1.1 * codec.about.q_min, progressive=True, tile=tile)
     whole = progressive(data)
     assert whole.refinements == 3
     sizes = sorted({*range(whole.start, len(data), len(data) // (25 if tile == 0 else 9)), *whole.ends})
@@ -200,7 +200,7 @@ def test_the_latent_comes_closer_with_every_chunk(codec, monkeypatch) -> None:
         ((y, code),) = levels(codec, data[:stop])
         q = np.exp2(np.asarray(code) / 1024)
         tile = encoding.tiles[0]
-        errors.append(float(((tile.y - tile.prior.mu - torch.from_numpy(q * y)) ** 2).mean()))
+        errors.append(float(((tile.y - tile.prior.mu - q * y) ** 2).mean()))
     assert len(errors) > 10
     assert all(later < 1.01 * earlier for earlier, later in pairwise(errors)) and errors[-1] < 0.1 * errors[0]
 

@@ -79,8 +79,9 @@ def test_constants_are_no_weights_and_are_not_rounded_with_them():
 
 
 def test_the_weights_that_ship_keep_their_name_whatever_becomes_of_constants():
-    codec = gic.load()
-    if default_checkpoint().stem == "small-0.4":
-        assert codec.model_id.hex() == "988170c9b4fc"
-        assert round(math.log2(codec.model.compressor.sigma_max) * 1024) == 10237
+    codec = gic.load(runtime="torch")
+    for each in (codec, gic.load(runtime="onnx")):
+        if default_checkpoint().stem == "small-0.4":
+            assert each.model_id.hex() == "988170c9b4fc"
+            assert round(math.log2(each.about.entropy_model.sigma_max) * 1024) == 10237
     assert torch.isfinite(-torch.log2(codec.model.compressor.prior_y.likelihood_lower_bound(torch.zeros(1)))).all()
