@@ -141,7 +141,7 @@ def require(package: str, extra: str = "train") -> ModuleType:
         if name.split(".")[0] == own:
             raise MissingExtraError(
                 f"the package {package!r} is needed here and is not installed: {install_command(extra)}"
-            ) from error
+            ) from None
         raise MissingExtraError(
             f"the package {own!r} needs {name!r}, which is not installed: {install_command(extra)}"
-        ) from error
+        ) from None

@@ -363,7 +363,7 @@ def test_commands_are_found_where_they_are_printed() -> None:
     found = {path.relative_to(REPOSITORY).as_posix(): [line.words for line in commands(path)] for path in DOCUMENTS}
     readme = [" ".join(words) for words in found["README.md"]]
     assert "pip install -e .[train]" in readme and "python -m gic fit --config configs/base.yaml" in readme
-    assert "gic compress photo.png --bpp 0.25" in readme  # without its comment
+    assert "gic compress photo.png -o small.gic --bpp 0.25" in readme  # without its comment
     assert any(line.startswith("gic fit") and line.endswith("last.ckpt") for line in readme)  # over two lines
     assert ["gic", "export", "last.ckpt", "-o", "weights.safetensors"] in found["README.md"]  # in the text
     assert found["configs/photos.yaml"][0] == ["gic", "shards", "~/photos", "-o", "data/photos"]

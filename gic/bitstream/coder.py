@@ -94,6 +94,9 @@ class EntropyModel(NamedTuple):
     detail: NDArray[Any] = np.zeros(0)
     groups: Sequence[int] = ()
 
+    def __repr__(self) -> str:
+        return f"<entropy model of {self.coded_channels} + {self.hyper_channels} channels>"
+
     @property
     def coded_channels(self) -> int:
         """Channels of y that a file holds: those of the networks, then the detail."""

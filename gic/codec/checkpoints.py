@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from gic.codec.weights_file import mapping, read_safetensors
+from gic.codec.weights_file import NO_CHECKPOINT, mapping, read_safetensors
 from gic.errors import ConfigError
 from gic.files import write_bytes
 from gic.models.codec import Codec
@@ -70,8 +70,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for files it cannot read
         reason = first_line(error)
         if path.is_file() and not zipfile.is_zipfile(path):
-            reason = "it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), or it is cut short"
-        elif "eights only load failed" in reason:
+            raise ConfigError(NO_CHECKPOINT.format(path)) from error
+        if "eights only load failed" in reason:
             # The rest of torch's text explains how to force the read.
             named = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"it holds more than tensors and plain values{f', {named[1]}' if named else ''}: refused"

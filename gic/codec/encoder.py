@@ -6,7 +6,7 @@ pixels -> tiles -> g_a -> y -> h_a -> z (settled, gic.codec.skipped) -> exact pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -49,7 +49,11 @@ class Analysed(NamedTuple):
 
 
 def analyse(
-    engine: Engine, pixels: NDArray[np.uint8], tile: int, quantizer: Literal["round", "dither"] = "round"
+    engine: Engine,
+    pixels: NDArray[np.uint8],
+    tile: int,
+    quantizer: Literal["round", "dither"] = "round",
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Analysed]:
     """Latents and priors of all tiles of an image, uint8 (3, H, W), for all levels.
 
@@ -58,12 +62,19 @@ def analyse(
         pixels: The image.
         tile: Side of its tiles in pixels; 0 for one piece.
         quantizer: ``round`` or ``dither``.
+        progress: Called with the number of analysed tiles and of all tiles.
 
     Raises:
         ConfigError: If the model yields values that are not finite.
     """
     height, width = pixels.shape[-2:]
-    return [_analyse_tile(engine, pixels, place, quantizer) for place in tiles_of(width, height, tile)]
+    places = tiles_of(width, height, tile)
+    found = []
+    for place in places:
+        found.append(_analyse_tile(engine, pixels, place, quantizer))
+        if progress is not None:
+            progress(len(found), len(places))
+    return found
 
 
 def _analyse_tile(
@@ -121,6 +132,7 @@ class Encoding:
         notes: tuple[str, ...] = (),
         progressive: bool = False,
         regions: bytes = b"",
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.engine = engine
         self.height, self.width = pixels.shape[-2:]
@@ -133,7 +145,7 @@ class Encoding:
         self.progressive = progressive
         self.regions = regions
         self.places = tiles_of(self.width, self.height, tile)
-        self.tiles = analyse(engine, pixels, tile, quantizer)
+        self.tiles = analyse(engine, pixels, tile, quantizer, progress)
         self.offsets = [
             engine.offsets(quantizer, self.seed, i, (t.y.shape[2], t.y.shape[3])) for i, t in enumerate(self.tiles)
         ]

@@ -53,6 +53,11 @@ class ImageCodec(Engine):
             networks = TorchNetworks(networks, device)
         super().__init__(networks)
 
+    def __repr__(self) -> str:
+        about = self.about
+        where = f"{self.networks.runtime} on {self.device}"
+        return f"<gic codec {self.model_id.hex()}, q {about.q_min:g} to {about.q_max:g}, {where}>"
+
     @property
     def model(self) -> Codec:
         """The codec of PyTorch.
@@ -88,7 +93,7 @@ class ImageCodec(Engine):
 
         Args:
             image: A path, bytes or open file of any picture Pillow reads, a Pillow image, a tensor (3, H, W), uint8
-                or float in [0, 1], or an array (H, W, 3) uint8.
+                or float in [0, 1], or an array (H, W, 3), or (H, W) of a grey one, uint8.
             q: Quantisation step, within the model's range.
             bpp: Target, in bits of the file per pixel of the image; the nearest level is used.
             max_bytes: Largest size of the file, in bytes; never exceeded.
@@ -139,8 +144,12 @@ class ImageCodec(Engine):
         progressive: bool = False,
         roi: MaskLike | None = None,
         roi_strength: float = ROI_STRENGTH,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Encoding:
-        """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`."""
+        """Analyse an image once, to code it at several rates; the arguments are those of :meth:`compress`.
+
+        ``progress`` is called with the number of analysed tiles and of all tiles.
+        """
         pixels, metadata, notes = read_pixels(image, keep_metadata)
         height, width = pixels.shape[-2:]
         if (problem := size_problem(width, height)) is not None:
@@ -159,7 +168,9 @@ class ImageCodec(Engine):
             raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
         if len(metadata.exif) + len(metadata.icc) > MAX_METADATA:
             raise ConfigError(f"the picture's EXIF and ICC profile exceed {MAX_METADATA} bytes: leave out the metadata")
-        return Encoding(self, pixels, quantizer, check_seed(seed), tile, metadata, notes, progressive, regions)
+        return Encoding(
+            self, pixels, quantizer, check_seed(seed), tile, metadata, notes, progressive, regions, progress
+        )
 
     # --- decoding -------------------------------------------------------------------------------------------------
 

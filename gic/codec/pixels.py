@@ -23,16 +23,18 @@ ImageLike = Union[Image.Image, "Tensor", NDArray[np.uint8], str, Path, bytes, Bi
 def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[NDArray[np.uint8], Metadata, tuple[str, ...]]:
     """Pixels as uint8 (3, H, W), the metadata to store, and notes on what was changed."""
     if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ImageError(f"an array must be uint8 (H, W, 3), not {image.dtype} {image.shape}")
+            raise ImageError(f"an array must be uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}")
         pixels: NDArray[np.uint8] = image.transpose(2, 0, 1)
         return pixels, NO_METADATA, ()
     if is_tensor(image):
         return _from_tensor(image), NO_METADATA, ()
     if not isinstance(image, (bytes, str, Path, Image.Image)) and not hasattr(image, "read"):
         raise ImageError(
-            "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), "
-            f"not {type(image).__name__}"
+            "an image is a path, bytes, an open file, a Pillow image, an array (H, W, 3) or (H, W), or a tensor "
+            f"(3, H, W), not {type(image).__name__}"
         )
     loaded = load_rgb(image, keep_profile=keep_metadata)  # type: ignore[arg-type]  # no tensor any more
     metadata = Metadata(loaded.exif, loaded.icc) if keep_metadata else NO_METADATA

@@ -57,7 +57,7 @@ def _pixels(mask: MaskLike, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Pixels of a mask, uint8 (3, H, W); transparent ones are black if it has the ``size`` that it should have."""
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.uint8, np.bool_):
         grey = mask if mask.dtype == np.uint8 else mask.astype(np.uint8) * 255
-        mask = np.repeat(grey[..., None], 3, axis=2)
+        mask = grey
     try:
         if isinstance(mask, (str, Path)):
             mask = Path(mask).read_bytes()

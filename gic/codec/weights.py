@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+from zipfile import is_zipfile
 
 from gic.codec.image_codec import ImageCodec
-from gic.codec.weights_file import read_safetensors
+from gic.codec.weights_file import NO_CHECKPOINT, read_safetensors
 from gic.devices import gpu_present
 from gic.errors import ConfigError, MissingExtraError, require
 
@@ -76,8 +77,8 @@ def load(
     """
     if runtime not in ("auto", "onnx", "torch"):
         raise ConfigError(f"the runtime must be auto, onnx or torch, not {runtime!r}")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"the number of threads must be at least 1, not {threads}")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigError(f"the number of threads must be an integer of at least 1, not {threads!r}")
     path = Path(default_checkpoint() if checkpoint is None else checkpoint)
     need = "bfloat16 needs PyTorch" if precision != "float32" else _torch_needed(path, device, trust)
     if runtime == "onnx" and need:
@@ -86,7 +87,7 @@ def load(
         try:
             require("torch", "torch")
         except MissingExtraError as error:
-            raise MissingExtraError(f"{need}: {error}" if need else str(error)) from error
+            raise MissingExtraError(f"{need}: {error}" if need else str(error)) from None
         from gic.codec.checkpoints import load_codec
         from gic.runtime.pytorch import TorchNetworks
 
@@ -108,11 +109,11 @@ def _torch_needed(path: Path, device: str, trust: str | Sequence[str]) -> str:
         return "networks of packages of your own need PyTorch"
     if device not in ("auto", "cpu"):
         return f"the device {device} needs PyTorch"
-    return f"{path} is a training checkpoint, which needs PyTorch" if _is_checkpoint(path) else ""
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.suffix != ".safetensors" and path.is_file()
+    if path.suffix == ".safetensors" or not path.is_file():
+        return ""
+    if not is_zipfile(path):
+        raise ConfigError(NO_CHECKPOINT.format(path))
+    return f"{path} is a training checkpoint, which needs PyTorch"
 
 
 def _torch_on_gpu() -> bool:

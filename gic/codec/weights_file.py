@@ -16,6 +16,12 @@ from safetensors import SafetensorError, safe_open
 from gic.errors import ConfigError
 from gic.runtime.description import first_line
 
+NO_CHECKPOINT = (
+    "{} cannot be read as a checkpoint: it is neither a training checkpoint (.ckpt) nor a weights file (.safetensors), "
+    "or it is cut short"
+)
+"""What is wrong with any other file."""
+
 
 def read_safetensors(
     path: Path, framework: Literal["np", "pt"]

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gic.bitstream.container import SUFFIX, unpack
-from gic.commands.jobs import Job, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, write
+from gic.commands.jobs import Job, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, tiles_bar, write
 from gic.errors import ConfigError
 
 
@@ -66,6 +66,7 @@ def run(args: Namespace) -> int:
             keep_metadata=args.keep_metadata,
             progressive=args.progressive,
             roi=mask,
+            progress=tiles_bar(jobs),
             **({} if args.roi_strength is None else {"roi_strength": args.roi_strength}),
         )
         data = encoding.compress(

@@ -6,7 +6,18 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gic.bitstream.container import SUFFIX
-from gic.commands.jobs import Job, add_codec, add_files, find_gic_files, load_codec, plan_jobs, read, run_jobs, write
+from gic.commands.jobs import (
+    Job,
+    add_codec,
+    add_files,
+    find_gic_files,
+    load_codec,
+    plan_jobs,
+    read,
+    run_jobs,
+    tiles_bar,
+    write,
+)
 from gic.errors import ConfigError
 from gic.files import is_stream
 
@@ -41,7 +52,12 @@ def run(args: Namespace) -> int:
         nameless = job.target is not None and not job.target.suffix and is_stream(job.target)  # /dev/stdout
         kind = _picture_format(None if nameless else job.target)
         image = codec.decompress(
-            read(job.source), realism=args.realism, steps=args.steps, sampler=sampler, seed=args.seed
+            read(job.source),
+            realism=args.realism,
+            steps=args.steps,
+            sampler=sampler,
+            seed=args.seed,
+            progress=tiles_bar(jobs),
         )
         part = image.info.get("gic")
         data, notes = encode_picture(image, kind, str(job.target or "standard output"))

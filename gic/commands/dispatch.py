@@ -35,8 +35,8 @@ COMMANDS = {
     "export": "turn a training checkpoint into a small weights file",
     "weights": "list or fetch the weights that metrics need",
 }
-CODEC = ("compress", "decompress")
-"""Commands that need more than the base installation only for what PyTorch does."""
+CODEC = ("compress", "decompress", "export")
+"""Commands that need nothing more than PyTorch beside the base installation."""
 USER_ERROR = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
         if package in ("", "gic") or os.environ.get("GIC_TRACEBACK"):
             raise
         extra = "torch" if command in CODEC else "train"
-        problem = f"the package {package!r} is needed here and is not installed: {install_command(extra)}"
+        problem = f"this takes the extra {extra!r} (the package {package!r} is missing): {install_command(extra)}"
         code = USER_ERROR
     except KeyboardInterrupt:
         problem, code = "interrupted", INTERRUPTED

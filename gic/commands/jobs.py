@@ -30,6 +30,12 @@ MAX_BYTES = 1 << 32
 _BLOCK = 1 << 24
 
 
+class StoppedError(GicError):
+    """Several files, some of which are there; the text says how to go on."""
+
+    exit_code = 130
+
+
 class Job(NamedTuple):
     """One file to make: its source (None is standard input) and its target (None is standard output)."""
 
@@ -150,33 +156,40 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace, si
     kept: list[Path] = []
 
     def done(job: Job) -> str | None:
+        if job.source is not None and job.source == job.target:
+            raise ConfigError("this would be written over itself: is it the right command? -o names another file")
         if job.target is not None and not args.overwrite and job.target.exists() and not is_stream(job.target):
             return None
         return one(job)
 
-    for job, result in _results(jobs, done, side_by_side):
-        source, target = job.source or "standard input", job.target or "standard output"
-        try:
-            said = result()
-        except (GicError, OSError, MemoryError, RuntimeError) as error:
-            failed += 1
-            if isinstance(error, GicError):
-                problem = str(error)
-            elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-                problem = in_words(error)
-            elif out_of_memory(error):
-                problem = "the memory does not suffice for this picture"
+    try:
+        for job, result in _results(jobs, done, side_by_side):
+            source, target = job.source or "standard input", job.target or "standard output"
+            try:
+                said = result()
+            except (GicError, OSError, MemoryError, RuntimeError) as error:
+                failed += 1
+                if isinstance(error, GicError):
+                    problem = str(error)
+                elif isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+                    problem = in_words(error)
+                elif out_of_memory(error):
+                    problem = "the memory does not suffice for this picture"
+                else:
+                    raise
+                print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
             else:
-                raise
-            print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
-        else:
-            if said is None:
-                assert job.target is not None
-                kept.append(job.target)
-            else:
-                print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
+                if said is None:
+                    assert job.target is not None
+                    kept.append(job.target)
+                else:
+                    print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
+    except KeyboardInterrupt:
+        if len(jobs) == 1:
+            raise
+        raise StoppedError("interrupted: the same with --skip-existing goes on with what is left") from None
     if len(jobs) == 1 and kept:
-        how = "passed over" if args.skip_existing else "give --overwrite to replace it"
+        how = "passed over" if args.skip_existing else "name another with -o, or replace it with --overwrite"
         print(f"gic: {kept[0]} exists and is kept: {how}", file=sys.stderr)
     elif len(jobs) > 1 and (failed or kept):
         counts = [f"{len(jobs) - failed - len(kept)} written"]
@@ -190,35 +203,57 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace, si
     return 2 if failed or (kept and not args.skip_existing) else 0
 
 
+class Bar:
+    """One line on a terminal that says how far something is; without a terminal nothing.
+
+    Args:
+        what: Of what there are several, in words.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what, self.started = what, time.monotonic()
+        self.shown = sys.stderr.isatty()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how many are done."""
+        if self.shown and total > 1:
+            spent = time.monotonic() - self.started
+            left = f", {spent * (total / done - 1):.0f} s left" if done and spent > 1 else ""
+            print(f"{done} of {total} {self.what}{left}\x1b[K", end="\r", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Make room for another line."""
+        if self.shown:
+            print("\x1b[K", end="", file=sys.stderr)
+
+
+def tiles_bar(jobs: Sequence[Job]) -> Callable[[int, int], None] | None:
+    """What shows the tiles of a picture that is alone; None for several, which are counted themselves."""
+    return Bar("tiles") if len(jobs) == 1 else None
+
+
 def _results(jobs: Sequence[Job], one: Callable[[Job], T], side_by_side: int) -> Iterator[tuple[Job, Callable[[], T]]]:
     """Each job in order, and what tells its result or raises its error; a bar shows how far they are."""
-    shown = len(jobs) > 1 and sys.stderr.isatty()
-    started = time.monotonic()
-
-    def bar(number: int) -> None:
-        if shown and number < len(jobs):
-            left = f", {(time.monotonic() - started) * (len(jobs) / number - 1):.0f} s left" if number else ""
-            print(f"{number} of {len(jobs)}{left}", end="\r", file=sys.stderr, flush=True)
+    bar = Bar("pictures")
 
     def cleared(result: Callable[[], T]) -> Callable[[], T]:
         def call() -> T:
             try:
                 return result()
             finally:
-                if shown:
-                    print("\x1b[K", end="", file=sys.stderr)  # to the end of the line, where the bar was
+                bar.clear()
 
         return call
 
     if side_by_side == 1:
         for number, job in enumerate(jobs):
-            bar(number)
+            bar(number, len(jobs))
             yield job, cleared(partial(one, job))
         return
     with ThreadPoolExecutor(side_by_side) as pool:
         try:
             for number, (job, future) in enumerate([(job, pool.submit(one, job)) for job in jobs]):
-                bar(number)
+                bar(number, len(jobs))
                 yield job, cleared(future.result)
         finally:  # those that have not begun, after an interruption
             pool.shutdown(wait=False, cancel_futures=True)
@@ -272,6 +307,8 @@ def write(path: Path | None, data: bytes) -> None:
         return
     if sys.stdout is None:
         raise DataError("standard output is closed")
+    if sys.stdout.isatty():
+        raise DataError("standard output is a terminal: redirect it, or give the name of a file, -o FILE")
     with naming("standard output"):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -269,6 +269,7 @@ def _session(graph: Graph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows a machine that is busy
     options.enable_mem_pattern = False  # plans for one size of image cost memory, and no time is saved
     try:
         return onnxruntime.InferenceSession(graph.model(), options, providers=["CPUExecutionProvider"])

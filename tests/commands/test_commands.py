@@ -129,7 +129,7 @@ def test_two_sources_for_one_result_are_refused(option: list[str], folder: Path,
 def test_existing_files_are_kept_unless_told_otherwise(folder: Path, capsys) -> None:
     Path("a.gic").write_bytes(b"precious")
     assert run(["compress", "a.png"]) == 2
-    assert "a.gic exists and is kept: give --overwrite" in capsys.readouterr().err
+    assert "a.gic exists and is kept: name another with -o" in capsys.readouterr().err
     assert Path("a.gic").read_bytes() == b"precious"
     assert run(["compress", "a.png", "--overwrite"]) == 0
     assert unpack(Path("a.gic").read_bytes()).width == 40
