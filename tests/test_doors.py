@@ -229,7 +229,7 @@ data: {{class_path: mine.Gradients}}
     assert run(["compress", "p0.png", "-o", "p0.gic", "--q", "2", *weights]) == 0
     assert run(["decompress", "p0.gic", "-o", "back.png", *weights]) == 0
     codec = gic.load("w.safetensors", "cpu", trust="mine")
-    assert str(codec.model.sampler) == "Part(share=0.75)"
+    assert str(codec.about.sampler) == "Part(share=0.75)"
     assert np.array_equal(np.asarray(Image.open("back.png")), np.asarray(codec.decompress(Path("p0.gic").read_bytes())))
     settings = "{data: p0.png, metrics: [psnr], codecs: [{q: [2.0], decodings: [{realism: 1.0}]}], output: out}"
     words = ["test", "--config", write("test.yaml", settings), "--accelerator", "cpu"]

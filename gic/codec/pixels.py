@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
@@ -43,7 +44,8 @@ def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[NDArray[np.uint8
 
 def is_tensor(image: object) -> bool:
     """Whether something is a tensor of PyTorch, which may not be installed."""
-    return hasattr(image, "is_floating_point") and type(image).__module__.partition(".")[0] == "torch"
+    torch = sys.modules.get("torch")  # nobody has a tensor before it is imported
+    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _from_tensor(image: Any) -> NDArray[np.uint8]:

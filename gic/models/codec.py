@@ -20,7 +20,7 @@ from gic.method import sde
 from gic.method.posterior import truncated_normal_mean, truncated_normal_nll
 from gic.method.samplers import Denoiser, Realism, Sampler, reverse, sampler_of
 from gic.models.compressor import Compressor, Latents
-from gic.models.ranges import SKIP_BELOW
+from gic.models.ranges import SKIP_BELOW, check_settings
 from gic.models.reverse import ReverseNetwork, denoiser, refine
 
 
@@ -80,12 +80,7 @@ class Codec(nn.Module):
         rho: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 < q_min < q_max < math.inf:
-            raise ConfigError(f"q_min and q_max must satisfy 0 < q_min < q_max < inf, not {q_min} and {q_max}")
-        if quantizer not in ("round", "dither"):
-            raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
-        if steps < 1 or not 0 < rho < math.inf:
-            raise ConfigError(f"steps must be at least 1 and rho positive, not {steps} and {rho}")
+        check_settings(q_min, q_max, quantizer, steps, rho)
         reverse.refine_for(compressor.latent_channels)
         self.compressor = compressor
         self.reverse = reverse

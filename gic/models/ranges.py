@@ -1,4 +1,10 @@
-"""Ranges of the prior of y, in which networks and files agree (DESIGN 2, 5)."""
+"""Ranges of the prior of y and of a codec's settings, in which networks and files agree (DESIGN 2, 5)."""
+
+from __future__ import annotations
+
+import math
+
+from gic.errors import ConfigError
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 256.0
 """Range of the prior's standard deviation, in units of y ..."""
@@ -13,3 +19,17 @@ SCALE_MIN = 0.11
 """Smallest sigma / q in the likelihoods of training."""
 D_SIGMA_MAX = 3.0
 """The reverse network changes log sigma by less than this: sigma' is within a factor of 20 of sigma (DESIGN 4)."""
+
+
+def check_settings(q_min: float, q_max: float, quantizer: str, steps: int, rho: float) -> None:
+    """Check the settings of a codec.
+
+    Raises:
+        ConfigError: If one of them lies outside its range.
+    """
+    if not 0 < q_min < q_max < math.inf:
+        raise ConfigError(f"q_min and q_max must satisfy 0 < q_min < q_max < inf, not {q_min} and {q_max}")
+    if quantizer not in ("round", "dither"):
+        raise ConfigError(f"quantizer must be round or dither, not {quantizer!r}")
+    if steps < 1 or not 0 < rho < math.inf:
+        raise ConfigError(f"steps must be at least 1 and rho positive, not {steps} and {rho}")

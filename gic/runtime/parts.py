@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from gic.errors import ConfigError
 from gic.method.samplers import SAMPLERS, Sampler
-from gic.models.lot import SideChannels
+from gic.models.lot import BLOCK, SideChannels, lot
+from gic.models.ranges import check_settings
 
 Block = Literal["residual", "bottleneck"]
 
@@ -32,10 +33,15 @@ class Analysis(Part):
     attention: bool = False
     gain: float = 8.0
 
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        if len(self.widths) != len(self.blocks):
+            raise ConfigError("widths and blocks of g_a must have the same length")
+
     @property
     def stride(self) -> int:
         """Pixels for each element of y, along each side."""
-        return 1 << len(self.widths)
+        return 2 ** len(self.widths)
 
 
 @dataclass
@@ -51,7 +57,9 @@ class Synthesis(Part):
     realistic_stages: int = 0
 
     def __post_init__(self) -> None:
-        """Check the number of stages."""
+        """Check the numbers of stages."""
+        if len(self.blocks) < len(self.widths):
+            raise ConfigError("blocks of g_s must be as many as widths")
         if not 0 <= self.realistic_stages <= len(self.widths):
             raise ConfigError(f"realistic_stages must lie in 0 ... {len(self.widths)}, not {self.realistic_stages}")
 
@@ -90,6 +98,17 @@ class Compressor(Part):
     lapped: bool = False
     detail_channels: int = 0
     hyper_activity: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what the lapped transform needs."""
+        m, detail = self.latent_channels, self.detail_channels
+        SideChannels.of(m, self.lapped, detail, self.hyper_activity)
+        if self.lapped and detail and max(lot(m + detail).means) >= m:
+            raise ConfigError(f"{m} latent_channels are too few beside {detail} detail_channels")
+        if self.lapped and self.g_a.stride != BLOCK:
+            raise ConfigError(
+                f"the lapped transform has a stride of {BLOCK}, g_a {self.g_a.stride}: set lapped to false"
+            )
 
 
 class ResidualCompressor(Compressor):
@@ -155,6 +174,15 @@ class Codec(Part):
     sampler: str | Sampler = "heun"
     steps: int = 2
     rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the settings, and that the networks fit together."""
+        check_settings(self.q_min, self.q_max, self.quantizer, self.steps, self.rho)
+        if self.reverse.latent_channels not in (None, self.compressor.latent_channels):
+            raise ConfigError(
+                f"the reverse network is made for {self.reverse.latent_channels} latent channels, the compressor has "
+                f"{self.compressor.latent_channels}: leave latent_channels of the reverse network out"
+            )
 
 
 KNOWN: dict[str, type[Any]] = {
