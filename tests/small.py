@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from gic.codec.tiling import tiles_of
 from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
 from gic.models.reverse import ReverseUNet
+from gic.runtime.onnx import OnnxNetworks
 
 CONFIG = {
     "class_path": "gic.models.codec.Codec",
@@ -83,6 +84,12 @@ def lapped_model(trained: bool) -> Codec:
             for number, parameter in enumerate(p for p in codec.parameters() if not p.any()):
                 parameter.copy_(0.02 * formula(tuple(parameter.shape), number))
     return codec
+
+
+def with_onnx(model: Codec, config: dict[str, Any], threads: int = 1) -> ImageCodec:
+    """A codec of the same weights in ONNX Runtime."""
+    state = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    return ImageCodec(OnnxNetworks(state, config, threads))
 
 
 @cache

@@ -41,7 +41,7 @@ class Analysis(Part):
     @property
     def stride(self) -> int:
         """Pixels for each element of y, along each side."""
-        return 2 ** len(self.widths)
+        return 1 << len(self.widths)
 
 
 @dataclass

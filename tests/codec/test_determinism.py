@@ -1,4 +1,4 @@
-"""A file made under any threads, dtype and libraries decodes to the same symbols under any others.
+"""A file made under any threads, dtype, libraries and runtime decodes to the same symbols under any others.
 
 Encoders and decoders are processes of their own; each works through settings and prints or compares hashes. Run as a
 script, this file is such a process.
@@ -6,6 +6,7 @@ script, this file is such a process.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from places import REPOSITORY, TESTS
-from small import KINDS, all_symbols, picture, small_model
+from small import CONFIG, KINDS, all_symbols, picture, small_model, with_onnx
 
 from gic.bitstream.coder import level_code
 from gic.bitstream.container import GicFile, unpack
@@ -34,7 +35,7 @@ QUANTIZERS = ("round", "dither")
 
 
 class Setting(NamedTuple):
-    """What may change the last bits of a float network."""
+    """What may change the last bits of a float network; the dtype ``onnx`` is float32 in ONNX Runtime."""
 
     threads: int
     dtype: str
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [Setting(*s) for s in itertools.product((1, 2), ("float32", "bfloat16"), (True, False))]
+SETTINGS += [Setting(threads, "onnx", True) for threads in (1, 2)]
 
 
 @contextmanager
@@ -67,6 +69,16 @@ def wide_model() -> Codec:
     return small_model(latent_channels=12, hyper_channels=32)
 
 
+def codec_of(setting: Setting) -> ImageCodec:
+    """That model where the setting has it run."""
+    if setting.dtype != "onnx":
+        return ImageCodec(wide_model(), "cpu")
+    config = copy.deepcopy(CONFIG)
+    config["init_args"]["compressor"]["init_args"] |= {"latent_channels": 12, "hyper_channels": 32}  # type: ignore[index]
+    config["init_args"]["reverse"]["init_args"] |= {"latent_channels": 12}  # type: ignore[index]
+    return with_onnx(wide_model(), config, setting.threads)
+
+
 def pixels(number: int) -> torch.Tensor:
     """Pictures of changing size and content."""
     kind = KINDS[1 + number % 3]
@@ -81,7 +93,7 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 @torch.no_grad()
-def hashes(codec: ImageCodec, file: GicFile) -> dict[str, str]:
+def hashes(codec: ImageCodec, file: GicFile, floats_of: Codec) -> dict[str, str]:
     """Hash of a file's symbols, and of what a codec that ran h_s in floating point would find.
 
     That is the mean, to the bit, and the number of the scale.
@@ -90,15 +102,15 @@ def hashes(codec: ImageCodec, file: GicFile) -> dict[str, str]:
     for index, place in enumerate(tiles_of(file.width, file.height, file.tile)):
         z, _, y, _ = decode_symbols(codec, file, index, place)
         symbols += [z, y]
-        mu, sigma = codec.model.compressor.hyper_synthesis(torch.from_numpy(z).float())
+        mu, sigma = floats_of.compressor.hyper_synthesis(torch.from_numpy(z).float())
         floats += [mu.numpy(), torch.round(torch.log2(sigma) * 16).int().numpy()]
     return {"exact": digest(*symbols), "float": digest(*floats), "scales": digest(*floats[1::2])}
 
 
 def encode(folder: Path, count: int, settings: Sequence[Setting]) -> None:
     """Write ``count`` files for each setting, with the hash of the symbols the encoder meant."""
-    codec = ImageCodec(wide_model(), "cpu")
     for setting in settings:
+        codec = codec_of(setting)
         with applied(setting):
             for number in range(count):
                 progressive = number % 6 in (0, 4)  # of the even numbers, which are those of round
@@ -120,12 +132,13 @@ def encode(folder: Path, count: int, settings: Sequence[Setting]) -> None:
 
 def decode(folder: Path, settings: Sequence[Setting]) -> dict[str, dict[str, dict[str, str]]]:
     """Hashes of the symbols of all files, and of the parameters in floating point, for each setting."""
-    codec = ImageCodec(wide_model(), "cpu")
-    files = {path.stem: codec.open(path.read_bytes()) for path in sorted(folder.glob("*.gic"))}
+    model = wide_model()
     found = {}
     for setting in settings:
+        codec = codec_of(setting)
+        files = {path.stem: codec.open(path.read_bytes()) for path in sorted(folder.glob("*.gic"))}
         with applied(setting):
-            found[setting.name] = {name: hashes(codec, file) for name, file in files.items()}
+            found[setting.name] = {name: hashes(codec, file, model) for name, file in files.items()}
     return found
 
 
