@@ -1,8 +1,4 @@
-"""Weights files: parameters in safetensors and, in its metadata, the description that rebuilds the codec.
-
-The description is the ``class_path`` / ``init_args`` tree of the config that the codec was trained with. Nothing in a
-file is executed or imported.
-"""
+"""What a weights file holds: parameters in safetensors, and in its metadata the description that rebuilds the codec."""
 
 from __future__ import annotations
 
@@ -11,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize, safe_open
 
 from gic.errors import ConfigError
 from gic.runtime.description import first_line
@@ -41,13 +39,31 @@ def read_safetensors(
     try:
         with safe_open(path, framework=framework) as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = json.loads(metadata["gic"])
-        return state, mapping(about["config"]), mapping(about.get("provenance", {}))
+            names = list(file.keys())
+            about = json.loads(metadata["gic"])
+            config, provenance = mapping(about["config"]), mapping(about.get("provenance", {}))
+            if framework == "np" and any(file.get_slice(name).get_dtype() == "BF16" for name in names):
+                return _without_bfloat16(path), config, provenance
+            return {name: file.get_tensor(name) for name in names}, config, provenance
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds no description of a gic codec in its metadata") from error
+
+
+_KINDS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+
+
+def _without_bfloat16(path: Path) -> dict[str, NDArray[Any]]:
+    """Parameters of a file with some in bfloat16, which NumPy has not: float32 instead."""
+    state: dict[str, NDArray[Any]] = {}
+    for name, view in deserialize(path.read_bytes()):
+        if view["dtype"] == "BF16":  # the upper half of float32
+            array = (np.frombuffer(view["data"], "<u2").astype("<u4") << 16).view("<f4")
+        else:
+            array = np.frombuffer(view["data"], _KINDS[view["dtype"]])
+        state[name] = array.reshape(view["shape"])
+    return state
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -85,6 +85,12 @@ class OnnxNetworks(Networks):
             digest((*self._state.items(), *bounds.items())),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graphs": OrderedDict(), "_lock": None}  # another process makes its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
     def _entropy_model(self, groups: Sequence[int], sigma_max: float) -> EntropyModel:
         c, state = self._part.compressor, self._state
         h_s: list[Layer] = []
@@ -398,7 +404,11 @@ def _complete(state: Mapping[str, NDArray[Any]], part: Codec) -> dict[str, NDArr
         ConfigError: If they do not fit the description.
     """
     shapes, change = layers.shapes_of(part)
-    present = {name: array for name, array in state.items() if not name.endswith(".bound")}
+    present = {
+        name: array if array.dtype in (np.float16, np.float32) else array.astype(np.float32)
+        for name, array in state.items()
+        if not name.endswith(".bound")
+    }
     for prefix in ("compressor.g_s.realistic.", "reverse.realistic."):
         own = {name for name in change if name.startswith(prefix)}
         if not own & present.keys():
@@ -411,7 +421,8 @@ def _complete(state: Mapping[str, NDArray[Any]], part: Codec) -> dict[str, NDArr
         if name in present and present[name].shape != shape
     ]
     if problems:
-        raise ConfigError("; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else ""))
+        more = "; ..." if len(problems) > 3 else ""
+        raise ConfigError(f"the parameters do not fit the codec it describes: {'; '.join(problems[:3])}{more}")
     return present
 
 

@@ -103,7 +103,7 @@ class Compressor(Part):
         """Check what the lapped transform needs."""
         m, detail = self.latent_channels, self.detail_channels
         SideChannels.of(m, self.lapped, detail, self.hyper_activity)
-        if self.lapped and detail and max(lot(m + detail).means) >= m:
+        if self.lapped and max(lot(m + detail).means) >= m and detail:
             raise ConfigError(f"{m} latent_channels are too few beside {detail} detail_channels")
         if self.lapped and self.g_a.stride != BLOCK:
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -46,6 +47,9 @@ MAX_PARAMETERS = 1 << 29
 """Largest network of known classes alone; 2 GB of float32."""
 
 Precision = Literal["float32", "bfloat16"]
+
+_MIXING = Lock()
+"""Held while networks run: PyTorch puts weights W + r dW in the place of a module's own, for all threads."""
 
 
 class TorchNetworks(Networks):
@@ -112,7 +116,7 @@ class TorchNetworks(Networks):
 
     def reconstruct(self, latent: Latent, way: WayBack) -> FloatArray:
         """Reverse flow and synthesis."""
-        with self._running():
+        with self._running(), _MIXING:
             y_q, mu, sigma, q = map(self._tensor, latent)
             y_hat = reverse(
                 denoiser(self.model.reverse, mu, sigma, way.realism),
