@@ -57,7 +57,7 @@ _KINDS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 def _without_bfloat16(path: Path) -> dict[str, NDArray[Any]]:
     """Parameters of a file with some in bfloat16, which NumPy has not: float32 instead."""
     state: dict[str, NDArray[Any]] = {}
-    for name, view in deserialize(path.read_bytes()):
+    for name, view in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
         if view["dtype"] == "BF16":  # the upper half of float32
             array = (np.frombuffer(view["data"], "<u2").astype("<u4") << 16).view("<f4")
         else:
