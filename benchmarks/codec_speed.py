@@ -1,9 +1,11 @@
 """Seconds to encode and decode one picture, stage by stage, beside other codecs and the machine's floors.
 
-    python benchmarks/codec_speed.py --image kodim05.png [--weights model.safetensors] [--output codec_speed.json]
+    OMP_NUM_THREADS=1 python benchmarks/codec_speed.py --image kodim05.png [--weights model.safetensors]
+        [--output codec_speed.json]
 
-All on one thread (or one GPU) and in turns. The other learned codecs have random weights, whose files are larger or
-smaller than trained ones'; their networks take the same time. gic's stages are those of one picture in one piece.
+All on one thread (or one GPU) and in turns, gic's networks in PyTorch; the variable is for NumPy. The other learned
+codecs have random weights, whose files are larger or smaller than trained ones'; their networks take the same time.
+gic's stages are those of one picture in one piece.
 Floors: operations of the convolutions over the measured rate of a matrix product; bytes over that of a copy.
 """
 
@@ -51,32 +53,35 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
     place = tiles_of(file.width, file.height, 0)[0]
     z, prior, symbols, _ = decode_symbols(codec, file, 0, place)
     x = codec.model.pad(pixels[None].float() / 255).to(codec.device)
-    mu, sigma = prior.mu.to(codec.device), prior.sigma.to(codec.device)
+    mu, sigma = (torch.from_numpy(part).to(codec.device) for part in (prior.mu, prior.sigma))
     level = torch.tensor([level_value(file.code)], device=codec.device)
-    y_q = sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu).to(codec.device)
+
+    def latent() -> Tensor:
+        return torch.from_numpy(sde.dequantize(symbols.astype(np.float32), level_value(file.code), prior.mu))
+
+    y_q = latent().to(codec.device)
     y = compressor.g_a(x)
     picture = codec.decompress(data)
 
     def reverse() -> Tensor:
         return samplers.reverse(
-            denoiser(codec.model.reverse, mu, sigma), y_q, level, steps=steps, sampler=codec.model.sampler
+            denoiser(codec.model.reverse, mu, sigma), y_q, level, steps=steps, sampler=codec.about.sampler
         )
 
     y_hat = reverse()
     x_hat = compressor.synthesise(y_hat, 1.0)[0]
-    z_cpu = torch.from_numpy(z)
     encode: Calls = {
         "analysis": lambda: compressor.g_a(x),
         "hyper-analysis": lambda: compressor.h_a(y),
-        "entropy parameters": lambda: codec.coder.prior(z_cpu),
+        "entropy parameters": lambda: codec.coder.prior(z),
         "symbols and coder": lambda: (codec.coder.encode_z(tile.z), encoding.at(file.code)),
     }
     decode: Calls = {
-        "entropy parameters": lambda: codec.coder.prior(z_cpu),
+        "entropy parameters": lambda: codec.coder.prior(z),
         "symbols and coder": lambda: (
             codec.coder.decode_z(file.payloads[0].z, z.shape),
             codec.coder.decode_y(file.payloads[0].y, prior, file.code),
-            sde.dequantize(torch.from_numpy(symbols).float(), level_value(file.code), prior.mu),
+            latent(),
             prior.sigma,
         ),
         f"reverse, {steps} steps": reverse,
@@ -84,7 +89,9 @@ def gic_stages(codec: ImageCodec, pixels: Tensor, q: float, steps: int) -> tuple
         "to 8 bits": lambda: torch.round(x_hat.clamp(0, 1).cpu() * 255).to(torch.uint8),
         "write PNG (not in the sum)": lambda: picture.save(io.BytesIO(), "PNG"),
     }
-    work = {name: operations(call) for name, call in {**encode, **decode}.items() if "PNG" not in name}
+    # The entropy parameters take as many operations in integers as in floating point.
+    in_float = {"entropy parameters": lambda: compressor.h_s(torch.from_numpy(z).float().to(codec.device))}
+    work = {name: operations(call) for name, call in {**encode, **decode, **in_float}.items() if "PNG" not in name}
     return encode, decode, work
 
 

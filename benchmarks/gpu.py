@@ -188,7 +188,7 @@ def main() -> None:
 
     floors: dict[str, float] = {}
     for stage in STAGES:
-        step = Step(gic.load(device=device).model, stage, terms)
+        step = Step(gic.load(device=device, runtime="torch").model, stage, terms)
         floors[stage] = operations(lambda step=step: step.loss(image).backward()) / peak
         measure(stage, step, endless(image))
     with tempfile.TemporaryDirectory() as name:
@@ -209,7 +209,11 @@ def main() -> None:
             seconds, _ = timed(lambda image: None, batches, max(args.steps, 4 * args.workers), device)
             data = {"crops_per_second": args.batch / seconds, "workers": args.workers, "cache_mb": args.cache_mb}
             print(f"data: {data}", flush=True)
-            measure("compressor, from shards", Step(gic.load(device=device).model, "compressor", {}), batches)
+            measure(
+                "compressor, from shards",
+                Step(gic.load(device=device, runtime="torch").model, "compressor", {}),
+                batches,
+            )
             batches.close()  # type: ignore[attr-defined]
     pictures: dict[str, dict[str, float]] = {}
     codec = gic.load(device=device)
@@ -222,7 +226,7 @@ def main() -> None:
         if problem:
             left_out.append(f"torch.compile: {problem}")
         else:
-            step = Step(gic.load(device=device).model, "compressor", {})
+            step = Step(gic.load(device=device, runtime="torch").model, "compressor", {})
             parts = step.codec.compressor
             for network in (parts.g_a, parts.g_s, parts.h_a, parts.h_s, step.codec.reverse):
                 network.compile()

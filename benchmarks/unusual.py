@@ -37,7 +37,7 @@ def main() -> None:
     options.add_argument("pictures", nargs="+", help="files or folders")
     args = options.parse_args()
     torch.set_num_threads(1)
-    codec = gic.load(device=args.device)
+    codec = gic.load(device=args.device, threads=1)
     limits = dict(skipped.LIMITS)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for path in find_images(args.pictures):

@@ -15,10 +15,14 @@ from torch import Tensor
 
 import gic
 from gic.bitstream.coder import level_code, level_value
+from gic.bitstream.exact import Convolution
 from gic.codec import skipped
 from gic.codec.encoder import Encoding
 from gic.codec.image_codec import ImageCodec
 from gic.codec.skipped import LIMITS, STEPS, left_out, settle
+from gic.models.codec import Codec
+from gic.models.compressor import ResidualCompressor
+from gic.models.reverse import ReverseUNet
 
 QUANTIZERS = ("round", "dither")
 LEVELS = (1.0, 4.0, 16.0)
@@ -236,6 +240,48 @@ def test_z_changes_only_around_what_was_left_out() -> None:
     errors = left_out(y, codec.coder.prior(z), codec.finest, codec.coarsest, "round")
     assert float(errors.max()) > LIMITS["round"] and changed[[0, -1]].all()
     assert not changed[6:-6].any()
+
+
+def with_detail() -> Codec:
+    """A small codec with detail channels, whose sigma is that of their group."""
+    torch.manual_seed(0)
+    compressor = ResidualCompressor(
+        (8, 8, 8, 8), (0, 0, 0, 0), latent_channels=48, hyper_channels=32, lapped=True, detail_channels=30
+    )
+    return Codec(compressor, ReverseUNet(widths=(8,), blocks=(1,))).eval()
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("make", [small_model, with_detail])
+def test_slopes_are_those_of_the_cost(make, quantizer) -> None:
+    """In float64, by differences. Only where the range of sigma ends they differ, on purpose: it has no ends here."""
+    codec = ImageCodec(make(), "cpu")
+    y, z = analysed(codec, picture(7 * 64, 64, "noise"))
+    active = np.arange(7).reshape(1, 1, 1, 7) == 3
+    window = skipped._Window(slice(0, 1), slice(0, 7), active)
+    model = codec.about.entropy_model
+    search = skipped._Search(model, codec.coder, y, z, window, codec.finest, codec.coarsest, quantizer)
+    search.y, search.weight, search.range = search.y.astype(float), search.weight + 1.7, (-np.inf, np.inf)
+    search.network.layers = [
+        Convolution(layer.weight.astype(float), layer.bias.astype(float)) if isinstance(layer, Convolution) else layer
+        for layer in model.h_s
+    ]
+
+    search._bits = np.zeros_like  # of z, which has no slope here
+
+    def cost(z: NDArray[np.float64]) -> float:
+        return float(search._examine(z).cost.sum())
+
+    gradient = search._examine(z.astype(float), gradient=True).gradient
+    assert gradient is not None and gradient.shape == z.shape
+    step = 1e-5
+    measured = np.empty_like(gradient)
+    for index in np.ndindex(z.shape):
+        unit = np.zeros(z.shape)
+        unit[index] = step
+        measured[index] = (cost(z + unit) - cost(z - unit)) / (2 * step)
+    assert np.abs(gradient[..., 3]).min() > 0 and np.abs(measured).max() > 1
+    assert np.abs(gradient - measured).max() < 1e-4 * np.abs(measured).max()
 
 
 def test_errors_are_those_of_the_finest_level_that_leaves_an_element_out() -> None:
