@@ -109,7 +109,7 @@ def lanes_coder(lanes: int) -> Callable[[Tables, NDArray[Any], NDArray[Any]], tu
         edges = np.append(tables.starts + (np.repeat(np.arange(len(tables)), tables.size + 1) << 16), len(tables) << 16)
 
         def encode() -> tuple[NDArray[Any], NDArray[Any]]:
-            starts, frequencies = tables.starts[events], tables.frequencies[events]
+            starts, frequencies = (part[events].astype(np.int64) for part in (tables.starts, tables.frequencies))
             state = np.full(lanes, 1 << 16, np.int64)
             words = []
             for first in range((len(events) - 1) // lanes * lanes, -1, -lanes):

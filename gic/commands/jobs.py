@@ -272,9 +272,11 @@ def load_codec(args: Namespace, jobs: int) -> tuple[ImageCodec, int]:
     if threads < 1:
         raise ConfigError(f"--threads must be at least 1, not {threads}")
     together = pictures_at_once(min(threads, jobs))
-    limit_blas(threads // together)
     codec = load(args.checkpoint, args.device, args.trust, runtime=args.runtime, threads=threads // together)
-    return codec, together if codec.networks.runtime == "onnx" else 1
+    if codec.networks.runtime != "onnx":
+        return codec, 1
+    limit_blas(threads // together)
+    return codec, together
 
 
 def read(path: Path | None) -> bytes:

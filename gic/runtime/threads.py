@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from threadpoolctl import threadpool_limits
-
 PICTURE_MEMORY = 1 << 30
 """Memory that coding one picture takes at most, about, in bytes: of a piece, or of a tile of a larger one."""
 
@@ -21,6 +19,8 @@ def available_threads() -> int:
 
 def limit_blas(threads: int) -> None:
     """Let NumPy's matrix products use so many threads, in the whole process."""
+    from threadpoolctl import threadpool_limits
+
     threadpool_limits(threads, "blas")
 
 
