@@ -31,7 +31,7 @@ from gic.runtime.parts import HYPER_STRIDE, KNOWN, Codec, Part
 from gic.runtime.posterior import truncated_normal_mean
 from gic.runtime.threads import available_threads
 
-_GRAPHS = 6
+_GRAPHS = 10
 """Graphs that are kept at a time."""
 _ATTENTION_HEADS = 4
 _EPSILON = 1e-5  # of the normalisation before the attention
@@ -114,7 +114,7 @@ class OnnxNetworks(Networks):
 
     def analysis(self, x: FloatArray) -> FloatArray:
         """Image to y."""
-        y: FloatArray = self._run("g_a", 0.0, x=x)
+        y = self._run("g_a", 0.0, {"x": x})[0]
         if self._lot is None:
             return y
         linear = lot.forward(self._lot, x - np.float32(0.5))
@@ -128,7 +128,7 @@ class OnnxNetworks(Networks):
             y = lot.spread(self._lot, y) / (np.float32(self._part.compressor.gain) * self._lot.deviation)[:, None, None]
             if len(self._seen):
                 y = np.concatenate([y[:, self._own], self._activity(y[:, -len(self._seen) :])], 1)
-        return self._run("h_a", 0.0, y=y)
+        return self._run("h_a", 0.0, {"y": y})[0]
 
     def _activity(self, y: FloatArray) -> FloatArray:
         """Log magnitude of each group of channels, relative to the expected one, (1, G, h, w)."""
@@ -151,9 +151,9 @@ class OnnxNetworks(Networks):
         )
         r = way.realism if self._part.compressor.g_s.realistic_stages else 0.0
         if self._lot is None:
-            return self._run("g_s", r, y=y_hat)
+            return self._run("g_s", r, {"y": y_hat})[0]
         spread = lot.spread(self._lot, y_hat)
-        x = self._run("g_s", r, y=spread[:, self._own])
+        x = self._run("g_s", r, {"y": spread[:, self._own]})[0]
         x += lot.unblocked(self._lot, spread / np.float32(self._part.compressor.gain))
         return x
 
@@ -169,7 +169,7 @@ class OnnxNetworks(Networks):
             mean_level = float(np.broadcast_to(log_q, y.shape).mean(dtype=float)) if log_q.size > 1 else log_q.item()
             inputs = {"y_q": y, "mu": mu, "sigma": sigma, "log_sigma": log_sigma, "q": level, "log_q": log_q}
             inputs["level"] = _features(mean_level)
-            refined_mu, refined_sigma = self._session("reverse", r).run(None, inputs)
+            refined_mu, refined_sigma = self._run("reverse", r, inputs)
             mean = truncated_normal_mean(y, level, refined_mu, refined_sigma, self.threads)
             if len(y_q[0]) == len(y[0]):
                 return mean
@@ -185,14 +185,23 @@ class OnnxNetworks(Networks):
 
     def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         """Matrix product of float64, on many processors twice as fast as NumPy's."""
-        c: NDArray[Any] = self._session("product", 0.0).run(None, {"a": a, "b": b})[0]
-        return c
+        return self._run("product", 0.0, {"a": a, "b": b})[0]
 
     # --- graphs -----------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, r: float, **inputs: FloatArray) -> FloatArray:
-        output: FloatArray = self._session(name, r).run(None, inputs)[0]
-        return output
+    def _run(self, name: str, r: float, inputs: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Outputs of a graph.
+
+        Raises:
+            MemoryError: If there is not enough memory.
+        """
+        session = self._session(name, r)
+        try:
+            return session.run(None, inputs)  # type: ignore[no-any-return]
+        except Exception as error:  # ONNX Runtime has no common base of its errors, and none for this one
+            if "allocat" in str(error):
+                raise MemoryError(words_of(error)) from error
+            raise
 
     def _session(self, name: str, r: float) -> onnxruntime.InferenceSession:
         with self._lock:
@@ -274,7 +283,7 @@ class OnnxNetworks(Networks):
 def _session(graph: Graph, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows a machine that is busy
     options.enable_mem_pattern = False  # plans for one size of image cost memory, and no time is saved
     try:

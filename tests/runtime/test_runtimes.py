@@ -525,3 +525,15 @@ def test_pictures_are_coded_without_pytorch(tmp_path: Path) -> None:
             difference = np.asarray(image.convert("RGB"), int) - np.asarray(codec.decompress(file, **settings), int)
         assert np.abs(difference).max() <= 1
     assert unpack((tmp_path / "cut.gic").read_bytes()).part
+
+
+def test_a_lack_of_memory_is_a_memory_error(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = gic.load(weights, runtime="onnx").networks
+
+    class Session:
+        def run(self, *_: Any) -> None:
+            raise Exception("BFCArena: Failed to allocate memory for requested buffer of size 100270080")
+
+    monkeypatch.setattr(networks, "_session", lambda *_: Session())
+    with pytest.raises(MemoryError, match="allocate memory"):
+        networks.analysis(np.zeros((1, 3, 64, 64), np.float32))
