@@ -24,13 +24,14 @@ from PIL import Image
 from gic.data.synthetic import synthetic_image
 
 ROOT = Path(__file__).resolve().parent.parent
+OWN = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
+"""What an empty environment holds."""
 
 
 def used(folder: Path) -> int:
     """Bytes of the files in a folder, but for pip's own."""
-    own = ("pip", "setuptools", "pkg_resources", "_distutils_hack")
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.stat().st_size for path in files if not path.relative_to(folder).parts[0].startswith(own))
+    return sum(path.stat().st_size for path in files if not path.relative_to(folder).parts[0].startswith(OWN))
 
 
 def cpu_seconds(words: list[str], folder: Path, rounds: int) -> float:
@@ -67,7 +68,7 @@ def main() -> None:
         subprocess.run([programs / "pip", "install", "--quiet", str(wheel)], check=True, env=clean())
         installing = time.perf_counter() - start
         site = next((folder / "env" / "lib").glob("python*/site-packages"))
-        packages = {path.name: used(site / path.name) for path in site.iterdir() if path.is_dir()}
+        packages = {path.name: used(path) for path in site.iterdir() if path.is_dir() and not path.name.startswith(OWN)}
         for size, label in (((64, 64), "64"), ((768, 512), "768")):
             image: Image.Image = synthetic_image(0, size=(size[1], size[0]))
             image.save(folder / f"{label}.png")
