@@ -79,6 +79,7 @@ def load(
         raise ConfigError(f"the runtime must be auto, onnx or torch, not {runtime!r}")
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigError(f"the number of threads must be an integer of at least 1, not {threads!r}")
+    device = str(device)  # torch.device too
     path = Path(default_checkpoint() if checkpoint is None else checkpoint)
     need = "bfloat16 needs PyTorch" if precision != "float32" else _torch_needed(path, device, trust)
     if runtime == "onnx" and need:
