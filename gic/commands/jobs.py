@@ -68,7 +68,10 @@ def add_codec(parser: ArgumentParser) -> None:
         help="what runs the networks: ONNX Runtime (CPU) or PyTorch (default: PyTorch if there is a GPU)",
     )
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="several pictures are coded side by side (default: all cores)"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="several pictures are coded side by side, one a thread (default: all cores)",
     )
     add_trust_option(parser)
 

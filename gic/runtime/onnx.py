@@ -354,7 +354,7 @@ def _unet(graph: Graph, x: str, net: UNet, weight: Weight) -> str:
     embedding = graph.input("level", 2)
     for name in net.mlp:
         embedding = _silu(graph, _linear(graph, embedding, name, weight))
-    as_map = graph.constant(np.array([1, -1, 1, 1]))
+    as_map = graph.constant(np.array([1, -1, 1, 1], np.int64))
 
     def blocks(x: str, each: Sequence[LevelBlock]) -> str:
         for block in each:
@@ -389,7 +389,7 @@ def _self_attention(graph: Graph, x: str, name: str, width: int, weight: Weight)
     gain, shift = (graph.constant(weight(f"{name}.norm.{part}")[:, None, None]) for part in ("weight", "bias"))
     h = graph.node("Add", graph.node("Mul", h, gain), shift)
     before, after = layers.attention(name, width)
-    heads = graph.constant(np.array([_ATTENTION_HEADS, width // _ATTENTION_HEADS, -1]))
+    heads = graph.constant(np.array([_ATTENTION_HEADS, width // _ATTENTION_HEADS, -1], np.int64))
     parts = graph.split(_convolution(graph, h, before, weight), [width] * 3)
     query, key, value = (graph.node("Reshape", part, heads) for part in parts)
     products = graph.node("MatMul", graph.node("Transpose", query, perm=[0, 2, 1]), key)
