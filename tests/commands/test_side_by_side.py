@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,8 @@ def test_an_interrupted_folder_says_how_to_go_on(folder: Path) -> None:
         Image.fromarray(array(picture(700, 500, salt=number))).save(f"in/more{number}.png")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     words = [sys.executable, "-m", "gic", "compress", "in", "-o", "gic/", "--threads", "2"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # whoever runs tests in the background ignores it
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
     while not (Path("gic").is_dir() and any(Path("gic").glob("*.gic"))):
         assert process.poll() is None
         time.sleep(0.02)
