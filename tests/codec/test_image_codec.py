@@ -508,7 +508,7 @@ def test_all_kinds_of_input_make_the_same_file(tmp_path: Path, codec) -> None:
         torch.zeros(3, 8, 8, dtype=torch.int64),
         torch.full((3, 8, 8), math.nan),
         torch.zeros(3, 0, 8, dtype=torch.uint8),
-        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8), np.uint16),
         np.zeros((3, 8, 8), np.uint8),
         np.zeros((8, 8, 3), np.float64),
         b"no picture",
