@@ -23,8 +23,8 @@ class Part:
 
 
 @dataclass
-class Analysis(Part):
-    """g_a: :class:`gic.models.transforms.Analysis`."""
+class _Transform(Part):
+    """What g_a and g_s have in common."""
 
     widths: Sequence[int]
     blocks: Sequence[int]
@@ -32,6 +32,11 @@ class Analysis(Part):
     block: Block = "residual"
     attention: bool = False
     gain: float = 8.0
+
+
+@dataclass
+class Analysis(_Transform):
+    """g_a: :class:`gic.models.transforms.Analysis`."""
 
     def __post_init__(self) -> None:
         """Check the lengths."""
@@ -45,15 +50,9 @@ class Analysis(Part):
 
 
 @dataclass
-class Synthesis(Part):
+class Synthesis(_Transform):
     """g_s: :class:`gic.models.transforms.Synthesis`."""
 
-    widths: Sequence[int]
-    blocks: Sequence[int]
-    latent_channels: int
-    block: Block = "residual"
-    attention: bool = False
-    gain: float = 8.0
     realistic_stages: int = 0
 
     def __post_init__(self) -> None:
