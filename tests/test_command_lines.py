@@ -29,7 +29,7 @@ from gic.commands import dispatch
 
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "docs/*.md", "slurm/*", "data/*.md", "recipes/*", "configs/**/*.yaml")
+    for pattern in ("*.md", "docs/**/*.md", "slurm/*", "data/*.md", "recipes/*", "configs/**/*.yaml")
     for path in sorted(REPOSITORY.glob(pattern))
     if path.name != "CHANGELOG.md"
 ]
@@ -47,6 +47,7 @@ NOT_RUN = {
     "apt-get": "installs, as root",
     "apptainer": "builds a container",
     "recipes/small.sh": "hours; tests/test_recipes.py runs it",
+    "mkdocs": "builds the site; tests/test_site.py does",
     "ln": "of a shell",
     "python -m gic.training.evaluation": "tests/training/test_evaluation.py runs it",
 }
@@ -94,7 +95,10 @@ TAKEN_FOR_GRANTED = {
     "runs/small-compressor/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-reverse/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-perceptual/version_0/checkpoints/last.ckpt": "weights",
+    "weights.safetensors": "weights",
     "my.yaml": "config",
+    "mine.py": "blocks",
+    "mine.yaml": "blocks",
 }
 """What a reader has, or has made by an earlier step, and its kind."""
 
@@ -110,7 +114,7 @@ def commands(path: Path) -> Iterator[Line]:
     """Commands in blocks and code spans of a document, or in the comments of a config or script."""
     text = path.read_text()
     if path.suffix == ".md":
-        for block in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.S | re.M):
+        for block in re.finditer(r"^```(\w*)(?: .*)?\n((?s:.*?))^```", text, re.M):
             if block[1] in ("", "sh", "bash") and not block[2].startswith(NO_COMMANDS):
                 yield from _split(block[2], text[: block.start(2)].count("\n") + 1)
         spans = re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), text, flags=re.S | re.M)
@@ -160,6 +164,10 @@ def make(path: Path, kind: str, shards: Path) -> None:
         path.symlink_to(shards)
     elif kind == "shard":
         path.symlink_to(shards / "val-000000.tar")
+    elif kind == "blocks":  # of a document, which has their name above them
+        text = (REPOSITORY / "docs" / "extend.md").read_text()
+        blocks = re.findall(rf'^```\w+ title="{path.name}"\n(.*?)^```', text, re.S | re.M)
+        path.write_text("\n\n".join(blocks))
     elif kind == "config":
         path.write_text(f"extends: {CONFIGS}/photos.yaml\n")
     elif path.suffix == ".ckpt":
@@ -175,7 +183,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> Pa
     """A checkout with what readers have; the home folder and /shared lie in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("configs", "docs", "benchmarks", "slurm", "gic"):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for name in ("configs", "docs", "benchmarks", "examples", "slurm", "gic"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "gic").symlink_to(REPOSITORY)
@@ -212,8 +222,8 @@ def problem(words: list[str], place: Path) -> str | None:
         return problem(["gic", name, *rest], place) if "--config" in rest else None
     if words[:3] == ["python", "-m", "gic"]:
         words = ["gic", *words[3:]]
-    if words[0] == "python" and words[1].startswith("benchmarks/"):
-        return benchmark_problem(words[1], words[2:])
+    if words[0] == "python" and words[1].startswith(("benchmarks/", "examples/")):
+        return script_problem(words[1], words[2:])
     if words == ["gic"]:
         return None
     if words[0] != "gic":
@@ -314,8 +324,8 @@ class ParsedError(Exception):
     """Raised in place of the work behind a command line."""
 
 
-def benchmark_problem(script: str, words: list[str]) -> str | None:
-    """Parse the options of a script in benchmarks/."""
+def script_problem(script: str, words: list[str]) -> str | None:
+    """Parse the options of a script in benchmarks/ or examples/."""
     if not (REPOSITORY / script).is_file():
         return f"no file {script}"
     errors = io.StringIO()
