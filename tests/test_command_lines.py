@@ -353,6 +353,23 @@ def script_problem(script: str, words: list[str]) -> str | None:
     return "reads no options"
 
 
+def python_blocks(path: Path) -> list[str]:
+    """Blocks of Python in a document, but those that belong to a file of their own, which are used by its commands."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)
+
+
+WITH_PYTHON = [path for path in DOCUMENTS if path.suffix == ".md" and python_blocks(path)]
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_the_python_of_a_document_runs(path: Path, place: Path) -> None:
+    (place / "runs" / "kodak").mkdir(parents=True)
+    results = REPOSITORY / "docs" / "results" / "kodak-benchmark.json"
+    (place / "runs" / "kodak" / "results.json").symlink_to(results)  # which a command of docs/benchmark.md writes
+    for block in python_blocks(path):
+        exec(compile(block, path.name, "exec"), {"__name__": "document"})
+
+
 WITH_COMMANDS = [path for path in DOCUMENTS if any(True for _ in commands(path))]
 
 
@@ -374,8 +391,9 @@ def test_commands_are_found_where_they_are_printed() -> None:
     readme = [" ".join(words) for words in found["README.md"]]
     assert "pip install -e .[train]" in readme and "python -m gic fit --config configs/base.yaml" in readme
     assert "gic compress photo.png -o small.gic --bpp 0.25" in readme  # without its comment
-    assert any(line.startswith("gic fit") and line.endswith("last.ckpt") for line in readme)  # over two lines
-    assert ["gic", "export", "last.ckpt", "-o", "weights.safetensors"] in found["README.md"]  # in the text
+    train = [" ".join(words) for words in found["docs/train.md"]]
+    assert any(line.startswith("gic fit") and line.endswith("last.ckpt") for line in train)  # over two lines
+    assert ["gic", "export", "last.ckpt", "-o", "weights.safetensors"] in found["docs/compress.md"]  # in the text
     assert found["configs/photos.yaml"][0] == ["gic", "shards", "~/photos", "-o", "data/photos"]
     assert found["slurm/fit.sbatch"][0][-2:] == ["--data.val", "/shared/photos/val-*.tar"]
     assert ["gic", "weights", "clipiqa", "--download"] in found["configs/stages/adversarial-clipiqa.yaml"]
@@ -418,7 +436,11 @@ def test_what_runs_leave_is_where_the_next_line_takes_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [REPOSITORY / "README.md", CONFIGS / "photos.yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [REPOSITORY / "README.md", REPOSITORY / "docs/train.md", CONFIGS / "photos.yaml"],
+    ids=lambda path: path.name,
+)
 def test_training_lines_run_with_a_tiny_codec(path: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--config", str(TESTS / "tiny.yaml"), "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
     lines = [[real(word, place) for word in line.words] for line in commands(path)]
