@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -197,3 +198,127 @@ def test_a_link_that_leads_nowhere_fails_the_build(text: str, said: str, copy: P
     else:
         assert run.returncode == 0, run.stderr
         assert (copy / "site" / "repository" / "elsewhere.txt").is_file() == ("elsewhere" in text)
+
+
+# --- the first page in a browser ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Any]:
+    pytest.importorskip("selenium")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(driver))
+    yield browser
+    browser.quit()
+
+
+def opened(chrome: Any, page: Path, width: int, scheme: str = "light") -> Any:
+    """Show a page in a window of a width; returns what runs scripts in it."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    chrome.get(page.as_uri())
+    return chrome.execute_script
+
+
+PICTURES = """
+const stage = document.querySelector('.compare .stage');
+const images = ['.left', '.right'].map((name) => stage.querySelector(name));
+const box = (element) => {
+  const b = element.getBoundingClientRect();
+  return [b.x, b.y, b.width, b.height].map(Math.round);
+};
+return {
+  boxes: [stage, ...images].map(box),
+  divider: box(stage.querySelector('.divider')),
+  names: images.map((image) => image.src.split('/').pop()),
+  loaded: images.every((image) => image.complete && image.naturalWidth > 0),
+};
+"""
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_the_divider_moves_by_keyboard_and_pointer(site: Path, chrome: Any, width: int) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    run = opened(chrome, site / "index.html", width)
+    WebDriverWait(chrome, 30).until(lambda _: run(PICTURES)["loaded"])
+    seen = run(PICTURES)
+    stage, left, right = seen["boxes"]
+    assert left == right == stage and stage[2] > 0.8 * min(width, 700)  # one lies on the other
+    assert seen["names"] == ["original.webp", "gic-r1.webp"]
+    assert seen["divider"][0] == pytest.approx(stage[0] + stage[2] / 2, abs=3)
+
+    divider = chrome.find_element("css selector", ".compare input[type=range]")
+    divider.send_keys(Keys.HOME)
+    assert run(PICTURES)["divider"][0] == pytest.approx(stage[0], abs=3)
+    divider.send_keys(Keys.ARROW_RIGHT)
+    assert divider.get_attribute("value") == "1"
+    divider.send_keys(Keys.END)
+    assert run(PICTURES)["divider"][0] == pytest.approx(stage[0] + stage[2], abs=3)
+    assert divider.get_attribute("aria-valuetext") == "100 % original, the rest gic, realism 1: 9824 bytes"
+    ActionChains(chrome, duration=20).move_to_element(divider).click().perform()
+    assert int(divider.get_attribute("value")) == pytest.approx(50, abs=2)
+
+    menu = chrome.find_element("css selector", ".compare select:last-child")
+    menu.send_keys(Keys.END)
+    assert run(PICTURES)["names"] == ["original.webp", "avif.webp"]
+    nameless = "return [...document.querySelectorAll('.compare :is(input, select)')].filter(e => !e.ariaLabel).length"
+    assert run(nameless) == 0
+    assert [entry for entry in chrome.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_search_works_where_the_site_is_on_a_disk(site: Path, chrome: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    run = opened(chrome, site / "api" / "index.html", 1300)
+    chrome.find_element("css selector", ".md-search__input").send_keys("restart")
+    results = (
+        "return [...document.querySelectorAll('.md-search-result__link')].map((link) => link.href.split('/').pop())"
+    )
+    WebDriverWait(chrome, 30).until(lambda _: run(results))
+    assert any(link.startswith("method.html") for link in run(results))
+
+
+def luminance(colour: str) -> float:
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_pages_fit_the_window(site: Path, chrome: Any, width: int) -> None:
+    wide = []
+    for path in sorted({*site.rglob("*.html")} - {site / "404.html"}):
+        if opened(chrome, path, width)("return document.documentElement.scrollWidth") > width:
+            wide.append(path.relative_to(site).as_posix())
+    assert wide == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["index.html", "design.html", "api/method.html"])
+def test_pages_can_be_read(site: Path, chrome: Any, page: str, scheme: str) -> None:
+    run = opened(chrome, site / page, 1300, scheme)
+    colours = run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
+    paper, ink = map(luminance, colours)
+    assert (paper > ink) == (scheme == "light")
+    assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7  # WCAG 2, level AAA
+
+
+def test_the_first_page_shows_its_pictures_without_a_script(site: Path) -> None:
+    page = Page(site / "index.html")
+    assert sum("images/slider/" in url for url in page.loads) == 4

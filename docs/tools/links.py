@@ -12,7 +12,6 @@ import os
 import posixpath
 import re
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -84,5 +83,8 @@ def _relative(uri: str, source: str) -> str:
     return posixpath.relpath(uri, posixpath.dirname(source) or ".")
 
 
-def on_startup(**_: Any) -> None:
-    """Keep the hook between builds of ``mkdocs serve``."""
+def on_post_build(*, config: MkDocsConfig) -> None:
+    """Write the index of the search as a script too, which is what the theme reads where the site is on a disk."""
+    index = Path(config.site_dir) / "search" / "search_index.json"
+    if index.is_file():
+        index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
