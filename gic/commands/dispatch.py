@@ -33,6 +33,7 @@ COMMANDS = {
     "info": "show the contents of a .gic file",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",
+    "models": "list, fetch or publish weights of the codec, by name",
     "weights": "list or fetch the weights that metrics need",
 }
 CODEC = ("compress", "decompress", "export")

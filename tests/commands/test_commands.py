@@ -397,7 +397,7 @@ def test_checkpoints_of_both_kinds_make_the_same_codec(folder: Path, weights: Pa
 
 
 def test_without_weights_it_says_how_to_get_some(folder: Path, monkeypatch, capsys) -> None:
-    from gic.codec import weights as loading
+    from gic.codec import zoo as loading
 
     monkeypatch.delenv("GIC_CHECKPOINT")
     monkeypatch.setattr(loading, "PACKAGED", folder / "nowhere")
