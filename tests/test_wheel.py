@@ -27,6 +27,8 @@ def source(tmp_path: Path) -> Path:
     (folder / "gic").mkdir(parents=True)
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
+    (folder / "docs").mkdir()
+    shutil.copy(REPOSITORY / "docs" / "gic.1", folder / "docs")
     for name in ("__init__.py", "version.py", "_loops.c"):
         shutil.copy(REPOSITORY / "gic" / name, folder / "gic")
     (folder / "gic" / "_loops.so").write_bytes(b"of another machine")
