@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from PIL import Image
 from hub_on_files import HubOnFiles
+from PIL import Image
 from places import CONFIGS, REPOSITORY, TESTS
 from small import CONFIG, array, picture, small_model
 
