@@ -54,6 +54,7 @@ def test_the_wheel_has_the_loops_and_is_for_this_platform_and_every_python(sourc
     assert re.search(r"-py3-none-(linux|macosx|win)\w+\.whl$", wheel(source).name)
     with zipfile.ZipFile(wheel(source)) as archive:
         loops = archive.extract("gic/_loops.so", tmp_path / "installed")
+        assert any(name.endswith(".data/data/share/man/man1/gic.1") for name in archive.namelist())  # man gic
         assert (
             "Root-Is-Purelib: false"
             in archive.read(next(name for name in archive.namelist() if name.endswith("/WHEEL"))).decode()

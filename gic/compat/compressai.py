@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gic.codec.image_codec import ImageCodec
 from gic.codec.weights import load
-from gic.errors import ConfigError, require
+from gic.errors import ConfigError, GicError, one_line, require
 from gic.method.samplers import Sampler
 from gic.models.ranges import SKIP_BELOW
 
@@ -188,8 +188,11 @@ def register(checkpoint: str | Path | None = None) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """Run CompressAI's ``eval_model`` with gic among its architectures."""
-    register()
-    require("compressai.utils.eval_model.__main__", "baselines").main(list(argv))
+    try:
+        register()
+        require("compressai.utils.eval_model.__main__", "baselines").main(list(argv))
+    except GicError as error:
+        sys.exit(one_line(f"gic.compat.compressai: {error}"))
 
 
 if __name__ == "__main__":
