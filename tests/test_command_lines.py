@@ -30,7 +30,7 @@ from gic.commands import dispatch
 
 DOCUMENTS = [
     path
-    for pattern in ("*.md", "docs/*.md", "slurm/*", "data/*.md", "recipes/*", "configs/**/*.yaml")
+    for pattern in ("*.md", "docs/**/*.md", "slurm/*", "data/*.md", "recipes/*", "configs/**/*.yaml")
     for path in sorted(REPOSITORY.glob(pattern))
     if path.name != "CHANGELOG.md"
 ]
@@ -48,6 +48,7 @@ NOT_RUN = {
     "apt-get": "installs, as root",
     "apptainer": "builds a container",
     "recipes/small.sh": "hours; tests/test_recipes.py runs it",
+    "mkdocs": "builds the site; tests/test_site.py does",
     "ln": "of a shell",
     "python -m gic.compat.compressai": "tests/compat/test_compressai.py runs it",
     "python -m gic.commands.manual": "tests/commands/test_manual.py runs it",
@@ -98,7 +99,10 @@ TAKEN_FOR_GRANTED = {
     "runs/small-compressor/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-reverse/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-perceptual/version_0/checkpoints/last.ckpt": "weights",
+    "weights.safetensors": "weights",
     "my.yaml": "config",
+    "mine.py": "blocks",
+    "mine.yaml": "blocks",
 }
 """What a reader has, or has made by an earlier step, and its kind."""
 
@@ -114,7 +118,7 @@ def commands(path: Path) -> Iterator[Line]:
     """Commands in blocks and code spans of a document, or in the comments of a config or script."""
     text = path.read_text()
     if path.suffix == ".md":
-        for block in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.S | re.M):
+        for block in re.finditer(r"^```(\w*)(?: .*)?\n((?s:.*?))^```", text, re.M):
             if block[1] in ("", "sh", "bash") and not block[2].startswith(NO_COMMANDS):
                 yield from _split(block[2], text[: block.start(2)].count("\n") + 1)
         spans = re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), text, flags=re.S | re.M)
@@ -164,6 +168,10 @@ def make(path: Path, kind: str, shards: Path) -> None:
         path.symlink_to(shards)
     elif kind == "shard":
         path.symlink_to(shards / "val-000000.tar")
+    elif kind == "blocks":  # of a document, which has their name above them
+        text = (REPOSITORY / "docs" / "extend.md").read_text()
+        blocks = re.findall(rf'^```\w+ title="{path.name}"\n(.*?)^```', text, re.S | re.M)
+        path.write_text("\n\n".join(blocks))
     elif kind == "config":
         path.write_text(f"extends: {CONFIGS}/photos.yaml\n")
     elif path.suffix == ".ckpt":
@@ -179,7 +187,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> Pa
     """A checkout with what readers have; the home folder and /shared lie in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("configs", "docs", "benchmarks", "slurm", "gic"):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for name in ("configs", "docs", "benchmarks", "examples", "slurm", "gic"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "gic").symlink_to(REPOSITORY)
@@ -220,8 +230,8 @@ def problem(words: list[str], place: Path) -> str | None:
         return problem(["gic", name, *rest], place) if "--config" in rest else None
     if words[:3] == ["python", "-m", "gic"]:
         words = ["gic", *words[3:]]
-    if words[0] == "python" and words[1].startswith("benchmarks/"):
-        return benchmark_problem(words[1], words[2:])
+    if words[0] == "python" and words[1].startswith(("benchmarks/", "examples/")):
+        return script_problem(words[1], words[2:])
     if words == ["gic"]:
         return None
     if words[0] != "gic":
@@ -322,8 +332,8 @@ class ParsedError(Exception):
     """Raised in place of the work behind a command line."""
 
 
-def benchmark_problem(script: str, words: list[str]) -> str | None:
-    """Parse the options of a script in benchmarks/."""
+def script_problem(script: str, words: list[str]) -> str | None:
+    """Parse the options of a script in benchmarks/ or examples/."""
     if not (REPOSITORY / script).is_file():
         return f"no file {script}"
     errors = io.StringIO()
@@ -351,6 +361,23 @@ def benchmark_problem(script: str, words: list[str]) -> str | None:
     return "reads no options"
 
 
+def python_blocks(path: Path) -> list[str]:
+    """Blocks of Python in a document, but those that belong to a file of their own, which are used by its commands."""
+    return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)
+
+
+WITH_PYTHON = [path for path in DOCUMENTS if path.suffix == ".md" and python_blocks(path)]
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
+def test_the_python_of_a_document_runs(path: Path, place: Path) -> None:
+    (place / "runs" / "kodak").mkdir(parents=True)
+    results = REPOSITORY / "docs" / "results" / "kodak-benchmark.json"
+    (place / "runs" / "kodak" / "results.json").symlink_to(results)  # which a command of docs/benchmark.md writes
+    for block in python_blocks(path):
+        exec(compile(block, path.name, "exec"), {"__name__": "document"})
+
+
 WITH_COMMANDS = [path for path in DOCUMENTS if any(True for _ in commands(path))]
 
 
@@ -372,8 +399,9 @@ def test_commands_are_found_where_they_are_printed() -> None:
     readme = [" ".join(words) for words in found["README.md"]]
     assert "pip install -e .[train]" in readme and "python -m gic fit --config configs/base.yaml" in readme
     assert "gic compress photo.png -o small.gic --bpp 0.25" in readme  # without its comment
-    assert any(line.startswith("gic fit") and line.endswith("last.ckpt") for line in readme)  # over two lines
-    assert ["gic", "export", "last.ckpt", "-o", "weights.safetensors"] in found["README.md"]  # in the text
+    train = [" ".join(words) for words in found["docs/train.md"]]
+    assert any(line.startswith("gic fit") and line.endswith("last.ckpt") for line in train)  # over two lines
+    assert ["gic", "export", "last.ckpt", "-o", "weights.safetensors"] in found["docs/compress.md"]  # in the text
     assert found["configs/photos.yaml"][0] == ["gic", "shards", "~/photos", "-o", "data/photos"]
     assert found["slurm/fit.sbatch"][0][-2:] == ["--data.val", "/shared/photos/val-*.tar"]
     assert ["gic", "weights", "clipiqa", "--download"] in found["configs/stages/adversarial-clipiqa.yaml"]
@@ -416,7 +444,11 @@ def test_what_runs_leave_is_where_the_next_line_takes_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [REPOSITORY / "README.md", CONFIGS / "photos.yaml"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [REPOSITORY / "README.md", REPOSITORY / "docs/train.md", CONFIGS / "photos.yaml"],
+    ids=lambda path: path.name,
+)
 def test_training_lines_run_with_a_tiny_codec(path: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = ["--config", str(TESTS / "tiny.yaml"), "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1"]
     lines = [[real(word, place) for word in line.words] for line in commands(path)]

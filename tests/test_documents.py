@@ -13,7 +13,8 @@ NAMED_TODAY = [
     path
     for pattern in (
         "*.md",
-        "docs/*.md",
+        "docs/**/*.md",
+        "examples/*.py",
         "slurm/*",
         "recipes/*",
         "configs/**/*.yaml",
@@ -25,7 +26,7 @@ NAMED_TODAY = [
     for path in sorted(REPOSITORY.glob(pattern))
     if path.is_file() and path.name not in ("CHANGELOG.md", "names.py")  # which list old names
 ]
-FOLDERS = ("gic", "tests", "configs", "docs", "benchmarks", "recipes", "slurm")
+FOLDERS = ("gic", "tests", "configs", "docs", "benchmarks", "examples", "recipes", "slurm")
 FILE = re.compile(
     rf"(?<!--output )(?<!-o )(?<![\w/.~$-])(?:\.\./)?((?:{'|'.join(FOLDERS)})/[\w./-]*[\w/])(?![\w*{{<$])"
 )

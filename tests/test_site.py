@@ -1,0 +1,199 @@
+"""The documentation site: built strictly, whole, and from this host alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from places import REPOSITORY
+
+import gic
+
+pytestmark = pytest.mark.skipif(
+    find_spec("mkdocs") is None or find_spec("material") is None, reason="mkdocs is not installed"
+)
+LOADED = dict.fromkeys(("script", "img", "iframe", "source", "video", "audio", "embed"), "src")
+"""Elements that load what an attribute names; of ``link`` it depends on its ``rel``."""
+NOT_LOADED = {"canonical", "prev", "next", "alternate", "edit"}
+
+
+def build(config: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(target)]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("site")
+    run = build(REPOSITORY / "mkdocs.yml", target)
+    assert run.returncode == 0, run.stderr
+    return target
+
+
+class Page(HTMLParser):
+    """What a page loads, what it links to, and its anchors."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.style = ""
+        self._in_style = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self._in_style = tag == "style"
+        self.style += values.get("style", "") + "\n"
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag in LOADED and LOADED[tag] in values:
+            self.loads.append(values[LOADED[tag]])
+        if "srcset" in values:
+            self.loads += [part.split()[0] for part in values["srcset"].split(",")]
+        if tag == "link" and not NOT_LOADED & set(values.get("rel", "").split()):
+            self.loads.append(values["href"])
+        elif tag in ("a", "link") and "href" in values:
+            self.links.append(values["href"])
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style:
+            self.style += data
+
+
+def urls(style: str) -> list[str]:
+    """What a style sheet loads."""
+    style = re.sub(r"/\*.*?\*/", "", style, flags=re.S)
+    return [match[1] or match[2] for match in re.finditer(r"url\(\s*[\"']?([^\"')]+)|@import\s+[\"']([^\"']+)", style)]
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def from_elsewhere(loads: list[str]) -> list[str]:
+    return [url for url in loads if urlsplit(url).netloc or urlsplit(url).scheme not in ("", "data")]
+
+
+def test_nothing_is_loaded_from_another_host(site: Path, pages: dict[Path, Page]) -> None:
+    found = {str(path): from_elsewhere(page.loads + urls(page.style)) for path, page in pages.items()}
+    found |= {str(path): from_elsewhere(urls(path.read_text())) for path in site.rglob("*.css")}
+    assert {path: urls for path, urls in found.items() if urls} == {}
+    assert sum(len(page.loads) for page in pages.values()) > 100
+    own = REPOSITORY / "docs" / "assets"
+    assert not [path for path in own.iterdir() if re.search(r"https?://(?!www\.w3\.org/2000/svg)", path.read_text())]
+
+
+def broken(site: Path, pages: dict[Path, Page]) -> Iterator[str]:
+    for path, page in pages.items():
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if target.is_dir():
+                target /= "index.html"
+            if parts.path.startswith("/") or not target.is_relative_to(site) or not target.is_file():
+                yield f"{path.relative_to(site)}: no file {link}"
+            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+                yield f"{path.relative_to(site)}: no anchor {link}"
+
+
+def test_every_internal_link_and_anchor_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
+    inner = {path: page for path, page in pages.items() if path.name != "404.html"}  # its links start at the root
+    assert list(broken(site, inner)) == []
+    assert sum(len(page.links) for page in pages.values()) > 1000
+
+
+def test_every_public_name_is_in_the_api_reference(site: Path, pages: dict[Path, Page]) -> None:
+    documented = set().union(*(page.anchors for path, page in pages.items() if path.is_relative_to(site / "api")))
+    assert [name for name in gic.__all__ if f"gic.{name}" not in documented] == []
+    for name in ("gic.ImageCodec.compress", "gic.codec.encoder.Encoding.compress", "gic.method.samplers.reverse"):
+        assert name in documented
+
+
+def test_docstrings_are_rendered(site: Path) -> None:
+    """No roles of Sphinx, no marks of sections and no doctests are left in the text of the API's pages."""
+    left = []
+    for path in sorted((site / "api").glob("*.html")):
+        text = re.sub(r"<(pre|code|script)\b.*?</\1>", "", path.read_text(), flags=re.S)
+        text = re.sub(r"<span class=\"doc-section-title\">.*?</span>", "", text, flags=re.S)
+        text = re.sub(r"<[^>]+>", "", text)
+        sections = r"^\s*(?:Args|Returns|Raises|Examples?|Yields):\s*$"
+        for mark in (r":(?:func|class|meth|mod|data|attr):", sections, r"&gt;&gt;&gt; ", r"={4,}", r"`"):
+            left += [f"{path.name}: {line.strip()[:80]}" for line in text.splitlines() if re.search(mark, line)]
+    assert left == []
+
+
+def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
+    import yaml
+
+    (nav,) = re.findall(r"^nav:\n.*\Z", (REPOSITORY / "mkdocs.yml").read_text(), re.S | re.M)
+    listed = set()
+
+    def walk(node: object) -> None:
+        if isinstance(node, str):
+            listed.add(node)
+        elif isinstance(node, dict):
+            walk(list(node.values()))
+        elif isinstance(node, list):
+            for each in node:
+                walk(each)
+
+    walk(yaml.safe_load(nav)["nav"])
+    docs = REPOSITORY / "docs"
+    assert {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")} <= listed
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The sources of a small site with the same settings, to break."""
+    for name in ("docs/tools", "docs/assets", "gic", "slurm", "data"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in ("docs/tools", "slurm", "data"):
+            shutil.copytree(REPOSITORY / name, tmp_path / name)
+        else:
+            (tmp_path / name).symlink_to(REPOSITORY / name)
+    text = (REPOSITORY / "mkdocs.yml").read_text()
+    (tmp_path / "mkdocs.yml").write_text(text[: text.index("\nnav:")] + "\nnav: [index.md]\n")
+    (tmp_path / "elsewhere.txt").write_text("a file outside docs/")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a](../elsewhere.txt) [b](#here)\n\n## Here\n", ""),
+        ("`[a](../nowhere.txt)`\n\n```\n[a](../nowhere.txt)\n```\n", ""),  # code
+        ("[a](../nowhere.txt)", "no file ../nowhere.txt"),
+        ("[a](../gic)", "no file ../gic"),
+        ("[a](nowhere.md)", "nowhere.md"),
+        ("[a](#nowhere)", "#nowhere"),
+        ("![a](nowhere.png)", "nowhere.png"),
+        ("::: gic.nowhere", "gic.nowhere"),
+    ],
+)
+def test_a_link_that_leads_nowhere_fails_the_build(text: str, said: str, copy: Path) -> None:
+    (copy / "docs" / "index.md").write_text(f"# Start\n\n{text}")
+    pages = copy / "docs" / "tools" / "links.py"
+    pages.write_text(re.sub(r"^PAGES = \{.*?\}", "PAGES: dict[str, str] = {}", pages.read_text(), flags=re.S | re.M))
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(copy / "site")]
+    run = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    if said:
+        assert run.returncode != 0 and said in run.stderr, run.stderr
+    else:
+        assert run.returncode == 0, run.stderr
+        assert (copy / "site" / "repository" / "elsewhere.txt").is_file() == ("elsewhere" in text)
