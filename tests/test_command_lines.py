@@ -197,7 +197,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> Pa
         make(tmp_path / real(name, tmp_path), kind, pictures)
     hub = HubOnFiles(tmp_path / "hub")
     hub.install(monkeypatch)
-    make(hub.repositories / "OWNER/REPO/main/model.safetensors", "weights", pictures)
+    for revision in ("main", "v2"):
+        make(hub.repositories / "OWNER/REPO" / revision / "model.safetensors", "weights", pictures)
     return tmp_path
 
 
