@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,22 +24,18 @@ class HubOnFiles:
         self.reachable = True
         self.gated: set[str] = set()
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.errors = ModuleType("huggingface_hub.errors")
+        self.errors: Any = SimpleNamespace()
         for name in ERRORS:
             setattr(self.errors, name, type(name, (Exception,), {}))
         missing = type("LocalEntryNotFoundError", (self.errors.EntryNotFoundError,), {})
         self.errors.LocalEntryNotFoundError = missing
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Take the place of ``huggingface_hub``."""
-        client = ModuleType("huggingface_hub")
-        client.__spec__ = ModuleSpec("huggingface_hub", None)
-        client.errors = self.errors
-        client.hf_hub_download = self.hf_hub_download
-        client.scan_cache_dir = self.scan_cache_dir
-        client.HfApi = lambda **_: self
-        monkeypatch.setitem(sys.modules, "huggingface_hub", client)
-        monkeypatch.setitem(sys.modules, "huggingface_hub.errors", self.errors)
+        """Take the place of ``huggingface_hub`` for gic, and not for the other packages that use it."""
+        monkeypatch.setattr("gic.codec.hub.client", lambda: self)
+
+    def HfApi(self, **_: str) -> HubOnFiles:  # noqa: N802
+        return self
 
     def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None = None, **_: str) -> str:
         cached = self.cache / repo_id / (revision or "main") / filename

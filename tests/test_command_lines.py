@@ -99,7 +99,6 @@ TAKEN_FOR_GRANTED = {
     "runs/small-compressor/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-reverse/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-perceptual/version_0/checkpoints/last.ckpt": "weights",
-    "weights.safetensors": "weights",
     "my.yaml": "config",
     "mine.py": "blocks",
     "mine.yaml": "blocks",

@@ -12,12 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gic.codec.weights_file import is_weights_file, read_safetensors
-from gic.errors import ConfigError, DataError, GicError, require, words_of
+from gic.errors import ConfigError, DataError, GicError, MissingExtraError, require, words_of
 from gic.version import __version__
 
 SCHEME = "hf://"
@@ -91,6 +90,16 @@ def of_file_name(stem: str) -> Reference | None:
     )
 
 
+def client() -> Any:
+    """The hub's client.
+
+    Raises:
+        MissingExtraError: If it is not installed.
+    """
+    require("huggingface_hub.errors", "hub")
+    return require("huggingface_hub", "hub")
+
+
 def download(reference: Reference) -> Path:
     """Fetch weights, or find them in the client's cache.
 
@@ -101,10 +110,10 @@ def download(reference: Reference) -> Path:
         ConfigError: If they are not there, or cannot be fetched.
         MissingExtraError: If the client is not installed.
     """
-    client = require("huggingface_hub", "hub")
+    fetch = client().hf_hub_download
     with _explained(reference.repository, str(reference)):
         return Path(
-            client.hf_hub_download(
+            fetch(
                 reference.repository,
                 reference.file,
                 revision=reference.revision,
@@ -116,12 +125,13 @@ def download(reference: Reference) -> Path:
 
 def cached() -> list[tuple[Reference, Path]]:
     """Weights of gic in the client's cache; none if the client is not installed."""
-    if find_spec("huggingface_hub") is None:
-        return []
-    client = require("huggingface_hub", "hub")
     try:
-        repositories = sorted(client.scan_cache_dir().repos, key=lambda repository: str(repository.repo_id))
-    except (OSError, ValueError, client.errors.CacheNotFound):
+        package = client()
+    except MissingExtraError:
+        return []
+    try:
+        repositories = sorted(package.scan_cache_dir().repos, key=lambda repository: str(repository.repo_id))
+    except (OSError, ValueError, package.errors.CacheNotFound):
         return []
     found: list[tuple[Reference, Path]] = []
     for repository in repositories:
@@ -167,7 +177,7 @@ def push(
     if weights.suffix != ".safetensors":
         raise ConfigError(f"{weights} is no weights file: make one of it with gic export {weights} -o FILE.safetensors")
     _, config, provenance = read_safetensors(weights, "np")
-    client = require("huggingface_hub", "hub")
+    package = client()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copyfile(weights, folder / WEIGHTS)
@@ -179,7 +189,7 @@ def push(
             (folder / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, folder / relative)
         with _explained(repository, f"{SCHEME}{repository}"):
-            api = client.HfApi(library_name="gic", library_version=__version__)
+            api = package.HfApi(library_name="gic", library_version=__version__)
             api.create_repo(repository, private=private, exist_ok=True)
             commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
     return str(getattr(commit, "commit_url", commit))
@@ -251,7 +261,7 @@ def _portable(page: str, folder: Path, pictures: dict[str, Path]) -> str:
 @contextmanager
 def _explained(repository: str, name: str) -> Iterator[None]:
     """Errors of the client, in words for the person at the terminal."""
-    errors = require("huggingface_hub.errors", "hub")
+    errors = client().errors
     login = "log in with: hf auth login"
     said: dict[str, Callable[[], str]] = {
         "GatedRepoError": lambda: f"{repository} asks to accept its terms: do so on its page on the hub, and {login}",

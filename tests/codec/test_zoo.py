@@ -24,6 +24,8 @@ from gic.commands.dispatch import run
 from gic.errors import ConfigError, FormatError, MissingExtraError
 from gic.pictures.tensors import to_image
 
+CLIENT = hub.client
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,6 +56,13 @@ def hub_on_files(place: Path, monkeypatch: pytest.MonkeyPatch) -> HubOnFiles:
 def rounded(salt: int) -> gic.ImageCodec:
     """The codec as its weights file holds it, in float16."""
     return gic.ImageCodec(small_model(salt).half().float())
+
+
+def without_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra is not installed."""
+    monkeypatch.setattr(hub, "client", CLIENT)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
 
 
 def identity(salt: int) -> bytes:
@@ -123,7 +132,7 @@ def test_what_the_hub_does_not_give_is_explained(hub_on_files: HubOnFiles, name:
 
 
 def test_without_its_client_the_extra_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    without_client(monkeypatch)
     with pytest.raises(MissingExtraError, match=r"\[hub\]"):
         gic.load("hf://someone/gic-tiny")
     assert gic.load("tiny")
@@ -137,7 +146,7 @@ def test_a_folder_serves_machines_without_a_network(
     assert f"export GIC_MODELS={place / 'carried'}" in capsys.readouterr().out
     for made in (hub_on_files.repositories, hub_on_files.cache):
         made.rename(f"{made}-gone")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    without_client(monkeypatch)
     monkeypatch.setattr(zoo, "PACKAGED", place / "nowhere")
     monkeypatch.setenv(zoo.FOLDER_VARIABLE, "carried")
     assert [gic.load(name).model_id for name in names] == [identity(0), identity(5), identity(6)]
