@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from hub_on_files import HubOnFiles
 from PIL import Image
 from places import CONFIGS, REPOSITORY, TESTS
 from small import CONFIG, array, picture, small_model
@@ -49,6 +50,8 @@ NOT_RUN = {
     "recipes/small.sh": "hours; tests/test_recipes.py runs it",
     "mkdocs": "builds the site; tests/test_site.py does",
     "ln": "of a shell",
+    "python -m gic.compat.compressai": "tests/compat/test_compressai.py runs it",
+    "python -m gic.commands.manual": "tests/commands/test_manual.py runs it",
     "python -m gic.training.evaluation": "tests/training/test_evaluation.py runs it",
 }
 """Beginnings of lines that are not run, and why."""
@@ -85,6 +88,7 @@ TAKEN_FOR_GRANTED = {
     "u-alone.safetensors": "weights",
     "g_s-alone.safetensors": "weights",
     "both.safetensors": "weights",
+    "weights.safetensors": "weights",
     "small-0.4.safetensors": "weights",
     "lpips.safetensors": "weights",
     "adversarial.safetensors": "weights",
@@ -95,7 +99,6 @@ TAKEN_FOR_GRANTED = {
     "runs/small-compressor/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-reverse/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-perceptual/version_0/checkpoints/last.ckpt": "weights",
-    "weights.safetensors": "weights",
     "my.yaml": "config",
     "mine.py": "blocks",
     "mine.yaml": "blocks",
@@ -191,6 +194,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: Path) -> Pa
     (tmp_path / "shared" / "gic").symlink_to(REPOSITORY)
     for name, kind in TAKEN_FOR_GRANTED.items():
         make(tmp_path / real(name, tmp_path), kind, pictures)
+    hub = HubOnFiles(tmp_path / "hub")
+    hub.install(monkeypatch)
+    for revision in ("main", "v2"):
+        make(hub.repositories / "OWNER/REPO" / revision / "model.safetensors", "weights", pictures)
     return tmp_path
 
 
@@ -203,6 +210,7 @@ def problem(words: list[str], place: Path) -> str | None:
     """What is wrong with a command; None if it works or is listed."""
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables of the environment
         words = words[1:]
+    words = words[: words.index(">")] if ">" in words else words
     left_out = [i for i, word in enumerate(words) if word == "..."]
     left_out += [i - 1 for i in left_out if words[i - 1].startswith("--")]  # the value of an option
     words = [real(word, place) for i, word in enumerate(words) if i not in left_out]

@@ -55,7 +55,7 @@ def missing_names(text: str) -> list[str]:
                 continue
             for part in parts[count:]:
                 value = getattr(value, part, None)
-            if value is None and parts[-1] not in ("sif", "def", "safetensors", "py"):
+            if value is None and parts[-1] not in ("sif", "def", "safetensors", "py", "1"):
                 missing.append(name)
             break
     return missing

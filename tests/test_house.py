@@ -23,6 +23,7 @@ WINGS = (
     "training",
     "benchmark",
     "commands",
+    "compat",
 )
 """From the lowest floor to the highest: a module imports from its own wing and from those before it."""
 FACES = ("__init__", "__main__", "pillow")

@@ -12,7 +12,7 @@ from places import CONFIGS, TESTS
 from safetensors import safe_open
 
 from gic.codec.checkpoints import load_codec
-from gic.codec.weights import PACKAGED
+from gic.codec.zoo import PACKAGED
 from gic.commands.dispatch import run
 from gic.configs import expand_configs
 from gic.names import OLD_NAMES, current

@@ -27,6 +27,8 @@ def source(tmp_path: Path) -> Path:
     (folder / "gic").mkdir(parents=True)
     for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(REPOSITORY / name, folder)
+    (folder / "docs").mkdir()
+    shutil.copy(REPOSITORY / "docs" / "gic.1", folder / "docs")
     for name in ("__init__.py", "version.py", "_loops.c"):
         shutil.copy(REPOSITORY / "gic" / name, folder / "gic")
     (folder / "gic" / "_loops.so").write_bytes(b"of another machine")
@@ -52,6 +54,7 @@ def test_the_wheel_has_the_loops_and_is_for_this_platform_and_every_python(sourc
     assert re.search(r"-py3-none-(linux|macosx|win)\w+\.whl$", wheel(source).name)
     with zipfile.ZipFile(wheel(source)) as archive:
         loops = archive.extract("gic/_loops.so", tmp_path / "installed")
+        assert any(name.endswith(".data/data/share/man/man1/gic.1") for name in archive.namelist())  # man gic
         assert (
             "Root-Is-Purelib: false"
             in archive.read(next(name for name in archive.namelist() if name.endswith("/WHEEL"))).decode()

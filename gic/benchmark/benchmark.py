@@ -23,7 +23,7 @@ from gic.benchmark.published import PublishedCurve, of_as_many, read_published
 from gic.benchmark.report import write_report
 from gic.benchmark.results import Point, Results, save_results
 from gic.benchmark.runner import ProcessGroup, Record, Runner, about_run
-from gic.codec.weights import default_checkpoint
+from gic.codec.zoo import locate
 from gic.data.stream import EvalImages
 from gic.errors import ConfigError, GicError, in_words, require
 from gic.files import write_bytes
@@ -108,7 +108,7 @@ class Benchmark:
             problems.append(str(error))
         for name in dict.fromkeys(codec.checkpoint or checkpoint for codec in self.codecs):
             try:
-                path = default_checkpoint() if name is None else Path(name)
+                path = locate(name)
             except GicError as error:
                 problems.append(str(error))
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -15,10 +15,13 @@ from gic.bitstream.container import MAGIC, MAX_METADATA, REGION_STEP, TILE_UNIT,
 from gic.codec.decoder import Decoding, first_code
 from gic.codec.encoder import Encoding
 from gic.codec.engine import Engine, check_seed
+from gic.codec.hub import REPOSITORY, SCHEME, push
+from gic.codec.networks import Runtime, load_networks
 from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
 from gic.codec.regions import ROI_STRENGTH, MaskLike, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
+from gic.codec.zoo import locate, names_of_model
 from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words, require
 from gic.method.samplers import Sampler, sampler_of
 from gic.pictures.arrays import from_array, to_array
@@ -39,6 +42,7 @@ class ImageCodec(Engine):
     Args:
         networks: The networks of trained weights, or a trained :class:`gic.models.codec.Codec` of PyTorch.
         device: Where a codec of PyTorch runs: ``auto``, ``cpu``, ``cuda``, ... Files do not depend on it.
+        weights_file: The file that the weights were read from, for :meth:`push_to_hub`.
 
     Example:
         >>> codec = gic.load("weights.safetensors")  # doctest: +SKIP
@@ -46,12 +50,78 @@ class ImageCodec(Engine):
         >>> codec.decompress(data, realism=0.8).save("decoded.png")  # doctest: +SKIP
     """
 
-    def __init__(self, networks: Networks | Codec, device: str | torch.device = "auto") -> None:
+    def __init__(
+        self, networks: Networks | Codec, device: str | torch.device = "auto", *, weights_file: Path | None = None
+    ) -> None:
         if not isinstance(networks, Networks):
             from gic.runtime.pytorch import TorchNetworks
 
             networks = TorchNetworks(networks, device)
         super().__init__(networks)
+        self.weights_file = weights_file
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        trust: str | Sequence[str] = (),
+        runtime: Runtime = "auto",
+        threads: int | None = None,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> ImageCodec:
+        """Make a codec of weights on the Hugging Face hub, or of any that :func:`gic.load` takes.
+
+        Args:
+            name: OWNER/REPO on the hub, which takes the extra ``hub``; or a name or file of weights.
+            revision: Branch, tag or commit on the hub; the newest if left out.
+            device: As for :func:`gic.load`, and the four below.
+            trust: Packages of your own whose classes the file may name.
+            runtime: What runs the networks.
+            threads: Number of threads of ONNX Runtime for one picture.
+            precision: Of the networks in PyTorch.
+
+        Raises:
+            ConfigError: If there are no weights of that name, or they cannot be used.
+            MissingExtraError: If a package that they need is not installed.
+
+        Example:
+            >>> codec = gic.ImageCodec.from_pretrained("someone/gic-small")  # doctest: +SKIP
+        """
+        text = os.fspath(name)
+        if not isinstance(name, os.PathLike) and REPOSITORY.fullmatch(text) and not Path(text).exists():
+            text = SCHEME + text
+        if revision is not None:
+            if not text.startswith(SCHEME) or "@" in text:
+                raise ConfigError(f"a revision is of a repository on the hub, OWNER/REPO, not of {text}")
+            text = f"{text}@{revision}"
+        path = locate(text)
+        networks = load_networks(path, device, trust, runtime=runtime, threads=threads, precision=precision)
+        return cls(networks, weights_file=path)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        card: str | Path | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        message: str = "Upload weights of gic",
+    ) -> str:
+        """Put the weights that this codec was made of on the Hugging Face hub, see :func:`gic.codec.hub.push`.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            ConfigError: If they were not read from a weights file, or the hub refuses.
+            MissingExtraError: If the client is not installed.
+        """
+        if self.weights_file is None:
+            raise ConfigError("this codec was not read from a file: write its weights first, see gic export")
+        return push(self.weights_file, repository, card=card, license=license, private=private, message=message)
 
     def __repr__(self) -> str:
         about = self.about
@@ -330,9 +400,10 @@ class ImageCodec(Engine):
         """
         file = unpack(_read(data))
         if file.model_id != self.model_id:
+            names = names_of_model(file.model_id)
             raise FormatError(
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
-                "name the weights it was made with"
+                f"name the weights it was made with{f', {names[0]}' if names else ''}"
             )
         coarsest = first_code(file) + REGION_STEP * max(file.regions, default=0)
         if not self.finest <= file.code <= coarsest <= self.coarsest:

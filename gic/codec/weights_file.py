@@ -51,6 +51,15 @@ def read_safetensors(
         raise ConfigError(f"{path} holds no description of a gic codec in its metadata") from error
 
 
+def is_weights_file(path: Path) -> bool:
+    """Whether a file holds a gic codec; reads no parameter."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return "gic" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 _KINDS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 

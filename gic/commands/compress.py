@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from gic.bitstream.container import SUFFIX, unpack
-from gic.commands.jobs import Job, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, tiles_bar, write
+from gic.commands.jobs import Job, Made, add_codec, add_files, load_codec, plan_jobs, read, run_jobs, tiles_bar, write
 from gic.errors import ConfigError
 
 
@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
     jobs = plan_jobs(args.inputs, args.output, SUFFIX, find_images)
     codec, together = load_codec(args, len(jobs))
 
-    def one(job: Job) -> str:
+    def one(job: Job) -> Made:
         if job.target is not None and job.target.suffix != SUFFIX and _is_picture_suffix(job.target.suffix):
             raise ConfigError(f"{job.target} would not be what its suffix says: use {job.target.with_suffix(SUFFIX)}")
         encoding = codec.encoding(
@@ -74,14 +74,25 @@ def run(args: Namespace) -> int:
         )
         write(job.target, data)
         file = unpack(data)
-        rate = f"{len(data) * 8 / (file.width * file.height):.4f} bpp"
+        bits_per_pixel = len(data) * 8 / (file.width * file.height)
         notes = [*encoding.notes, *filter(None, [encoding.shortfall(data, args.bpp)])]
         if args.progressive and len(file.levels) == 1:
             notes.append("of one level, as the model has none three times as coarse: it cannot be cut")
         if file.regions and max(file.regions) < max(encoding.regions):
             notes.append(f"black of the mask is {file.octaves:g} octaves coarser, where the model's range ends")
         levels = ", ".join(f"{q:.3f}" for q in reversed(file.levels))
-        return "; ".join([f"{len(data)} bytes, {rate}, q {levels}", *notes])
+        return Made(
+            "; ".join([f"{len(data)} bytes, {bits_per_pixel:.4f} bpp, q {levels}", *notes]),
+            {
+                "width": file.width,
+                "height": file.height,
+                "bytes": len(data),
+                "bits_per_pixel": round(bits_per_pixel, 4),
+                "q": [round(q, 4) for q in reversed(file.levels)],
+                "model": file.model_id.hex(),
+                "notes": notes,
+            },
+        )
 
     return run_jobs(jobs, one, args, together)
 

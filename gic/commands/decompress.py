@@ -8,6 +8,7 @@ from pathlib import Path
 from gic.bitstream.container import SUFFIX
 from gic.commands.jobs import (
     Job,
+    Made,
     add_codec,
     add_files,
     find_gic_files,
@@ -48,7 +49,7 @@ def run(args: Namespace) -> int:
     codec, together = load_codec(args, len(jobs))
     sampler = None if args.sampler is None else named_sampler(args.sampler, args.trust)
 
-    def one(job: Job) -> str:
+    def one(job: Job) -> Made:
         nameless = job.target is not None and not job.target.suffix and is_stream(job.target)  # /dev/stdout
         kind = _picture_format(None if nameless else job.target)
         image = codec.decompress(
@@ -60,9 +61,13 @@ def run(args: Namespace) -> int:
             progress=tiles_bar(jobs),
         )
         part = image.info.get("gic")
-        data, notes = encode_picture(image, kind, str(job.target or "standard output"))
+        data, converted = encode_picture(image, kind, str(job.target or "standard output"))
         write(job.target, data)
-        return "; ".join([f"{image.width} x {image.height} pixels", *([part] if part else []), *notes])
+        notes = [*([part] if part else []), *converted]
+        return Made(
+            "; ".join([f"{image.width} x {image.height} pixels", *notes]),
+            {"width": image.width, "height": image.height, "bytes": len(data), "notes": notes},
+        )
 
     return run_jobs(jobs, one, args, together)
 

@@ -33,10 +33,19 @@ COMMANDS = {
     "info": "show the contents of a .gic file",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",
+    "models": "list, fetch or publish weights of the codec, by name",
     "weights": "list or fetch the weights that metrics need",
+    "completion": "print what makes a shell complete gic's commands and options",
 }
 CODEC = ("compress", "decompress", "export")
 """Commands that need nothing more than PyTorch beside the base installation."""
+TRAINING_OPTIONS = {
+    "--config": "YAML file of settings",
+    "--print_config": "print all settings, and end",
+    "--ckpt_path": "checkpoint to go on from, or to measure",
+    "--trust": "a package of your own whose classes may be named",
+}
+"""Options of Lightning's commands and the benchmark for completion; every key of a config is one, too."""
 USER_ERROR = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
@@ -135,15 +144,20 @@ def _run(command: str, words: list[str], started: float) -> int:
     return USER_ERROR
 
 
+def parser_of(command: str) -> Parser:
+    """The options of one of :data:`COMMANDS`."""
+    parser = Parser(prog=f"gic {command}", description=COMMANDS[command], allow_abbrev=False)
+    import_module(f"gic.commands.{command}").add_options(parser)
+    return parser
+
+
 def _run_command(command: str, argv: list[str]) -> int:
-    module = import_module(f"gic.commands.{command}")
-    parser = _Parser(prog=f"gic {command}", description=COMMANDS[command], allow_abbrev=False)
-    module.add_options(parser)
+    parser = parser_of(command)
     parser.check_names(argv)
-    return int(module.run(parser.parse_args(argv)))
+    return int(import_module(f"gic.commands.{command}").run(parser.parse_args(argv)))
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """Says in one line what is wrong, and which option may be meant."""
 
     def check_names(self, argv: Sequence[str]) -> None:

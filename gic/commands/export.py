@@ -5,7 +5,6 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from gic.codec.checkpoints import export_checkpoint
 from gic.errors import ConfigError
 from gic.files import is_stream
 
@@ -27,6 +26,8 @@ def run(args: Namespace) -> int:
     Raises:
         ConfigError: If the output exists, the checkpoint cannot be read, or its parameters are not those of its codec.
     """
+    from gic.codec.checkpoints import export_checkpoint
+
     output = Path(args.output)
     if output.exists() and not is_stream(output) and not args.overwrite:
         raise ConfigError(f"{output} exists: give --overwrite to replace it")

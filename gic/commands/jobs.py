@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from gic.bitstream.container import SUFFIX
 from gic.errors import ConfigError, DataError, GicError, in_words, one_line, out_of_memory
@@ -43,6 +44,18 @@ class Job(NamedTuple):
     target: Path | None
 
 
+class Made(NamedTuple):
+    """What a job made.
+
+    Attributes:
+        said: In words.
+        facts: The same as numbers, for ``--json``.
+    """
+
+    said: str
+    facts: Mapping[str, Any]
+
+
 def add_files(parser: ArgumentParser, what: str, default: str | None) -> None:
     """Add options for inputs and output; ``what`` describes the inputs, ``default`` the output if there is one."""
     unnamed = "must be given" if default is None else f"default: {default} beside IN"
@@ -53,12 +66,17 @@ def add_files(parser: ArgumentParser, what: str, default: str | None) -> None:
     existing.add_argument(
         "--skip-existing", action="store_true", help="make the files that do not exist yet, to go on with a folder"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object for each file on the standard output, none in words"
+    )
 
 
 def add_codec(parser: ArgumentParser) -> None:
     """Options that choose the weights and where they run."""
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help=".safetensors or .ckpt (default: the weights in the package)"
+        "--checkpoint",
+        metavar="FILE",
+        help=".safetensors or .ckpt, a name that gic models lists, or hf://OWNER/REPO (default: the package's weights)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default auto)")
     parser.add_argument(
@@ -142,34 +160,46 @@ def plan_jobs(
     return [Job(source, target) for target, source in jobs.items()]
 
 
-def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace, side_by_side: int = 1) -> int:
+def run_jobs(jobs: Sequence[Job], one: Callable[[Job], Made], args: Namespace, side_by_side: int = 1) -> int:
     """Do all jobs; a file that fails is named and the others continue.
 
     Args:
         jobs: What to do.
-        one: Does a job, and tells the result in words.
+        one: Does a job, and tells the result.
         args: The options of :func:`add_files`.
         side_by_side: How many jobs run at a time, each in a thread.
 
     Returns:
         The exit code: 0 if every result is there, 2 if one could not be made. A result that was there before
         is success with ``--skip-existing``, and else is not, for it may be of other options.
+
+    Raises:
+        ConfigError: If ``--json`` and a result would both be printed.
     """
+    if args.json and any(job.target is None for job in jobs):
+        raise ConfigError("--json prints on the standard output: write the result to a file, -o FILE")
     failed = 0
     kept: list[Path] = []
 
-    def done(job: Job) -> str | None:
+    def tell(job: Job, status: str, **facts: Any) -> None:
+        """A line of ``--json``."""
+        if args.json:
+            names = {"source": str(job.source or STREAM), "target": str(job.target or STREAM)}
+            print(json.dumps({**names, "status": status, **facts}), flush=True)
+
+    def done(job: Job) -> tuple[Made, float] | None:
         if job.source is not None and job.source == job.target:
             raise ConfigError("this would be written over itself: is it the right command? -o names another file")
         if job.target is not None and not args.overwrite and job.target.exists() and not is_stream(job.target):
             return None
-        return one(job)
+        started = time.perf_counter()
+        return one(job), time.perf_counter() - started
 
     try:
         for job, result in _results(jobs, done, side_by_side):
             source, target = job.source or "standard input", job.target or "standard output"
             try:
-                said = result()
+                made = result()
             except (GicError, OSError, MemoryError, RuntimeError) as error:
                 failed += 1
                 if isinstance(error, GicError):
@@ -181,12 +211,17 @@ def run_jobs(jobs: Sequence[Job], one: Callable[[Job], str], args: Namespace, si
                 else:
                     raise
                 print(one_line(f"gic: {source}: {problem}"), file=sys.stderr)
+                tell(job, "failed", problem=one_line(problem))
             else:
-                if said is None:
+                if made is None:
                     assert job.target is not None
                     kept.append(job.target)
+                    tell(job, "kept")
                 else:
-                    print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
+                    (said, facts), seconds = made
+                    tell(job, "written", **facts, seconds=round(seconds, 4))
+                    if not args.json:
+                        print(one_line(f"{source} -> {target}: {said}"), file=sys.stderr)
     except KeyboardInterrupt:
         if len(jobs) == 1:
             raise

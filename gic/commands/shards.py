@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from rich.console import Console
-
-from gic.data.shards import left_out, summary, too_small, write_shards
 from gic.errors import ConfigError, one_line
 
 
@@ -50,6 +47,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Run ``gic shards``; returns the exit code."""
+    from rich.console import Console
+
+    from gic.data.shards import left_out, summary, too_small, write_shards
+
     if not args.output:
         raise ConfigError("the output has an empty name: name a folder")
     if args.output.endswith(".tar"):

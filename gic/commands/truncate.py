@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from gic.bitstream.container import SUFFIX, truncate, unpack
-from gic.commands.jobs import Job, add_files, find_gic_files, plan_jobs, read, run_jobs, write
+from gic.commands.jobs import Job, Made, add_files, find_gic_files, plan_jobs, read, run_jobs, write
 from gic.errors import ConfigError
 
 
@@ -24,14 +24,18 @@ def run(args: Namespace) -> int:
     if not 0 < (args.bpp if args.max_bytes is None else args.max_bytes) < float("inf"):
         raise ConfigError("--max-bytes and --bpp take a positive number")
 
-    def one(job: Job) -> str:
+    def one(job: Job) -> Made:
         data = read(job.source)
         file = unpack(data)
         pixels = file.width * file.height
         cut = truncate(data, int(args.bpp * pixels / 8) if args.max_bytes is None else args.max_bytes)
         write(job.target, cut)
-        rate = f"{len(cut) * 8 / pixels:.4f} bpp"
+        rate = len(cut) * 8 / pixels
         lost = file.progressive.lost if file.progressive else ""
-        return "; ".join([f"{len(cut)} bytes, {rate}", unpack(cut).part or "the whole file", *filter(None, [lost])])
+        notes = [unpack(cut).part or "the whole file", *filter(None, [lost])]
+        return Made(
+            "; ".join([f"{len(cut)} bytes, {rate:.4f} bpp", *notes]),
+            {"bytes": len(cut), "bits_per_pixel": round(rate, 4), "notes": notes},
+        )
 
     return run_jobs(plan_jobs(args.inputs, args.output, SUFFIX, find_gic_files), one, args)

@@ -167,9 +167,9 @@ class LitCodec(L.LightningModule):
             )
         if stage == "fit" and self.init_from is not None:
             from gic.codec.checkpoints import load_codec_state
-            from gic.codec.weights import shipped_weights
+            from gic.codec.zoo import locate
 
-            start = shipped_weights() if self.init_from == "shipped" else self.init_from
+            start = locate(self.init_from)
             begin_with(self.codec, load_codec_state(start), str(start))
         crop = getattr(getattr(self.trainer, "datamodule", None), "crop_size", None)
         if stage == "fit" and crop is not None and crop % self.codec.compressor.multiple:

@@ -240,7 +240,7 @@ def test_other_formats_are_left_alone() -> None:
 
 
 def test_without_weights_saving_says_how_to_get_some(monkeypatch) -> None:
-    from gic.codec import weights as loading
+    from gic.codec import zoo as loading
 
     gic.codec.pillow.use(None)
     monkeypatch.delenv(loading.CHECKPOINT_VARIABLE, raising=False)

@@ -11,7 +11,7 @@ from places import TESTS
 
 import gic
 from gic.codec.checkpoints import build_codec, load_codec, load_codec_state, read_weights
-from gic.codec.weights import default_checkpoint
+from gic.codec.zoo import default_checkpoint
 from gic.commands.dispatch import run
 from gic.models.compressor import Latents
 

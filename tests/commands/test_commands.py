@@ -397,7 +397,7 @@ def test_checkpoints_of_both_kinds_make_the_same_codec(folder: Path, weights: Pa
 
 
 def test_without_weights_it_says_how_to_get_some(folder: Path, monkeypatch, capsys) -> None:
-    from gic.codec import weights as loading
+    from gic.codec import zoo as loading
 
     monkeypatch.delenv("GIC_CHECKPOINT")
     monkeypatch.setattr(loading, "PACKAGED", folder / "nowhere")
@@ -472,6 +472,48 @@ def test_info_and_the_coder_mean_the_same_level(folder: Path, capsys) -> None:
 
 
 # --- progressive files ------------------------------------------------------------------------------------
+
+
+# --- for programs ---------------------------------------------------------------------------------------------
+
+
+def lines(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_json_tells_what_became_of_every_file(folder: Path, capsys) -> None:
+    Path("set/broken.png").write_bytes(b"no picture")
+    assert run(["compress", "a.png", "set", "--q", "2", "--json"]) == 2
+    told = {each["source"]: each for each in lines(capsys)}
+    assert sorted(told) == ["a.png", "set/b.png", "set/broken.png", "set/deep/c.jpg"]
+    broken = told.pop("set/broken.png")
+    assert broken["status"] == "failed" and "is not an image" in broken["problem"] and broken["target"]
+    for each in told.values():
+        data = Path(each["target"]).read_bytes()
+        assert each["status"] == "written" and each["bytes"] == len(data) and each["q"] == [2.0]
+        assert each["bits_per_pixel"] == round(len(data) * 8 / (40 * 30), 4) and each["seconds"] > 0
+        assert (each["width"], each["height"], each["model"]) == (40, 30, gic.load().model_id.hex())
+    assert run(["compress", "a.png", "--json", "--skip-existing"]) == 0
+    assert lines(capsys) == [{"source": "a.png", "target": "a.gic", "status": "kept"}]
+    assert run(["decompress", "a.gic", "-o", "b.png", "--json"]) == 0
+    (told_of_picture,) = lines(capsys)
+    assert told_of_picture["bytes"] == Path("b.png").stat().st_size and told_of_picture["width"] == 40
+
+
+def test_json_says_nothing_in_words_but_errors(folder: Path, capsys) -> None:
+    assert run(["compress", "a.png", "--json"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(["compress", "a.png", "-o", "-", "--json"]) == 2
+    assert "--json prints on the standard output" in capsys.readouterr().err
+    Image.fromarray(np.zeros((30, 40, 4), np.uint8), "RGBA").save("alpha.png")
+    assert run(["compress", "alpha.png", "--json"]) == 0
+    assert lines(capsys)[0]["notes"]  # that its transparency is gone
+
+
+def test_json_tells_of_a_cut(progressive: bytes, capsys) -> None:
+    assert run(["truncate", "a.gic", "-o", "cut.gic", "--max-bytes", str(len(progressive) - 1), "--json"]) == 0
+    (told,) = lines(capsys)
+    assert told["bytes"] == Path("cut.gic").stat().st_size < len(progressive) and told["notes"]
 
 
 @pytest.fixture

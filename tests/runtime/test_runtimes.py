@@ -26,7 +26,7 @@ import gic
 from gic.bitstream.container import unpack
 from gic.codec.checkpoints import build_codec, read_weights, save_weights
 from gic.codec.image_codec import ImageCodec
-from gic.codec.weights import shipped_weights
+from gic.codec.zoo import shipped_weights
 from gic.errors import ConfigError
 from gic.method.samplers import SAMPLERS, Sampler, sampler_of
 from gic.models.compressor import Compressor

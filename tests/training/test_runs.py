@@ -16,7 +16,7 @@ from places import CONFIGS
 from training_runs import DDP, TERM, callback_words, finish, losses, start, tiny, wait_for
 
 from gic.codec.checkpoints import load_codec
-from gic.codec.weights import shipped_weights
+from gic.codec.zoo import shipped_weights
 from gic.errors import ConfigError
 from gic.training import clock as runs
 from gic.training import run_folder as run_folders

@@ -1,0 +1,1 @@
+"""gic behind the interfaces of other packages."""
