@@ -134,7 +134,7 @@ def test_docstrings_are_rendered(site: Path) -> None:
         text = re.sub(r"<span class=\"doc-section-title\">.*?</span>", "", text, flags=re.S)
         text = re.sub(r"<[^>]+>", "", text)
         sections = r"^\s*(?:Args|Returns|Raises|Examples?|Yields):\s*$"
-        for mark in (r":(?:func|class|meth|mod|data|attr):", sections, r"&gt;&gt;&gt; ", r"={4,}", r"`"):
+        for mark in (r":(?:func|class|meth|mod|data|attr):", sections, r"&gt;&gt;&gt; ", r"={4,}", r"`", r"::\s*$"):
             left += [f"{path.name}: {line.strip()[:80]}" for line in text.splitlines() if re.search(mark, line)]
     assert left == []
 

@@ -19,8 +19,9 @@ def markdown(text: str) -> str:
     'see <autoref optional identifier="gic.load"><code>load</code></autoref>'
     """
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)  # which griffe knows
+    text = re.sub(r"^::\n", "", re.sub(r"(?<=\S)::$", ":", text, flags=re.M), flags=re.M)  # before literal blocks
     text = DOCTEST.sub(lambda match: f"```pycon\n{_without_flags(match[0]).rstrip()}\n```\n", text)
-    return ROLE.sub(_reference, TABLE.sub(_table, text)).replace("``::\n", "``:\n")
+    return ROLE.sub(_reference, TABLE.sub(_table, text))
 
 
 def _without_flags(code: str) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ImageLike = Union[Image.Image, "Tensor", NDArray[np.uint8], str, Path, bytes, BinaryIO]
+"""A picture: a Pillow image, a tensor, an array, a path, the bytes of a file, or an open file."""
 
 
 def read_pixels(image: ImageLike, keep_metadata: bool) -> tuple[NDArray[np.uint8], Metadata, tuple[str, ...]]:

@@ -17,6 +17,7 @@ from gic.codec.pixels import ImageLike, is_tensor, read_pixels
 from gic.errors import ConfigError, ImageError, words_of
 
 MaskLike = ImageLike | NDArray[Any]
+"""A mask: any picture, or an array (H, W) of uint8 or bool."""
 ROI_STRENGTH = 2.0
 """Octaves of q between black and white."""
 _OF_OCTAVE = LEVELS_PER_OCTAVE // REGION_STEP
