@@ -59,6 +59,7 @@ class ImageCodec(Engine):
             networks = TorchNetworks(networks, device)
         super().__init__(networks)
         self.weights_file = weights_file
+        self._others: dict[bytes, list[str]] = {}  # names of weights whose files were met, by their identity
 
     @classmethod
     def from_pretrained(
@@ -400,7 +401,9 @@ class ImageCodec(Engine):
         """
         file = unpack(_read(data))
         if file.model_id != self.model_id:
-            names = names_of_model(file.model_id)
+            if file.model_id not in self._others:
+                self._others[file.model_id] = names_of_model(file.model_id)
+            names = self._others[file.model_id]
             raise FormatError(
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
                 f"name the weights it was made with{f', {names[0]}' if names else ''}"
