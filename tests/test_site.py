@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -137,6 +138,26 @@ def test_docstrings_are_rendered(site: Path) -> None:
         for mark in (r":(?:func|class|meth|mod|data|attr):", sections, r"&gt;&gt;&gt; ", r"={4,}", r"`", r"::\s*$"):
             left += [f"{path.name}: {line.strip()[:80]}" for line in text.splitlines() if re.search(mark, line)]
     assert left == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see :func:`gic.load`", 'see <autoref optional identifier="gic.load"><code>gic.load</code></autoref>'),
+        ("see :func:`~gic.load`", 'see <autoref optional identifier="gic.load"><code>load</code></autoref>'),
+        (">>> f(1)  # doctest: +SKIP\n[[2]]\n\nMore.", "```pycon\n>>> f(1)\n[[2]]\n```\n\nMore."),
+        ("Example:\n    >>> f(1)", "Examples:\n    >>> f(1)"),
+        ("So::\n\n    f(1)\n", "So:\n\n    f(1)\n"),
+        ("\n::\n\n    f(1)\n", "\n\n    f(1)\n"),
+        ("a ``code``, `more` and a[1][2]", "a ``code``, `more` and a[1][2]"),
+    ],
+)
+def test_docstrings_become_markdown(text: str, expected: str) -> None:
+    spec = importlib.util.spec_from_file_location("docstrings", REPOSITORY / "docs" / "tools" / "docstrings.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.markdown(text) == expected
 
 
 def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:

@@ -13,11 +13,7 @@ TABLE = re.compile(r"^(=+(?: =+)+)\n(.+)\n\1\n((?:.+\n)+?)\1$", re.M)
 
 
 def markdown(text: str) -> str:
-    """A docstring's text in Markdown.
-
-    >>> markdown("see :func:`~gic.load`")
-    'see <autoref optional identifier="gic.load"><code>load</code></autoref>'
-    """
+    """A docstring's text in Markdown."""
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)  # which griffe knows
     text = re.sub(r"^::\n", "", re.sub(r"(?<=\S)::$", ":", text, flags=re.M), flags=re.M)  # before literal blocks
     text = DOCTEST.sub(lambda match: f"```pycon\n{_without_flags(match[0]).rstrip()}\n```\n", text)

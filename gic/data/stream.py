@@ -39,7 +39,7 @@ _GRACE = 60  # seconds that a worker continues after SIGTERM
 
 
 class TrainBatch(TypedDict):
-    """What :class:`TrainLoader` yields.
+    """What :class:`~gic.data.module.TrainLoader` yields.
 
     Attributes:
         image: Shape (B, 3, crop, crop), uint8.
@@ -189,7 +189,7 @@ class TrainStream(IterableDataset[Any]):
     Raises:
         ConfigError: If a setting lies outside its range.
         DataError: While iterating, if there are too many bad samples or no shard can be read. In a worker
-            process a private item carries the message instead, and :class:`TrainLoader` raises it.
+            process a private item carries the message instead, and its loader raises it.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
         Shape (3, H, W), uint8, on the CPU.
 
     Raises:
-        ImageError: If the mode is not "RGB"; :func:`load_rgb` brings any picture there.
+        ImageError: If the mode is not "RGB"; :func:`~gic.pictures.load.load_rgb` brings any picture there.
     """
     return torch.from_numpy(to_array(image))
 
