@@ -321,6 +321,10 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def contrast(a: float, b: float) -> float:
+    return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+
 @pytest.mark.parametrize("width", [400, 1300])
 def test_pages_fit_the_window(site: Path, chrome: Any, width: int) -> None:
     wide = []
@@ -334,10 +338,14 @@ def test_pages_fit_the_window(site: Path, chrome: Any, width: int) -> None:
 @pytest.mark.parametrize("page", ["index.html", "design.html", "api/method.html"])
 def test_pages_can_be_read(site: Path, chrome: Any, page: str, scheme: str) -> None:
     run = opened(chrome, site / page, 1300, scheme)
-    colours = run("const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]")
-    paper, ink = map(luminance, colours)
+    colours = run(
+        "const of = (selector) => getComputedStyle(document.querySelector(selector));"
+        "return [of('body').backgroundColor, of('body').color, of('article a[href]:not(.headerlink)').color]"
+    )
+    paper, ink, link = map(luminance, colours)
     assert (paper > ink) == (scheme == "light")
-    assert (max(paper, ink) + 0.05) / (min(paper, ink) + 0.05) > 7  # WCAG 2, level AAA
+    assert contrast(paper, ink) > 7  # WCAG 2, level AAA
+    assert contrast(paper, link) > 4.5  # level AA
 
 
 def test_the_first_page_shows_its_pictures_without_a_script(site: Path) -> None:
