@@ -22,6 +22,7 @@ WINGS = (
     "quality",
     "training",
     "benchmark",
+    "demo",
     "commands",
 )
 """From the lowest floor to the highest: a module imports from its own wing and from those before it."""

@@ -31,11 +31,12 @@ COMMANDS = {
     "decompress": "turn .gic files into pictures",
     "truncate": "cut progressive .gic files to a size, without decoding them",
     "info": "show the contents of a .gic file",
+    "demo": "try the codec on a page in the browser",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",
     "weights": "list or fetch the weights that metrics need",
 }
-CODEC = ("compress", "decompress", "export")
+CODEC = ("compress", "decompress", "export", "demo")
 """Commands that need nothing more than PyTorch beside the base installation."""
 USER_ERROR = 2
 INTERRUPTED = 130
