@@ -205,9 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif path.startswith("/pictures/") and (image := self.server.work.shown(_id(path, ".png"))) is not None:
                 self._send(_png(image), "image/png")
             elif path.startswith("/files/") and (data := self.server.work.file(_id(path, SUFFIX))) is not None:
-                self._send(
-                    data, "application/octet-stream", {"Content-Disposition": f'attachment; filename="a{SUFFIX}"'}
-                )
+                self._send(data, "application/octet-stream", {"Content-Disposition": "attachment"})
             else:
                 raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such page, or it is no longer kept")
         except _RefusedError as refused:

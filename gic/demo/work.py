@@ -217,7 +217,7 @@ class Work:
         picture = self._pictures.get(name)
         if picture is None:
             tell({"event": "status", "text": "reading the picture"})
-            loaded = load_rgb(data, name="this")
+            loaded = load_rgb(data, name="the file")
             image, size = loaded.image, loaded.image.size
             if not whole and image.width * image.height > REDUCED:
                 scale = math.sqrt(REDUCED / (image.width * image.height))

@@ -68,7 +68,7 @@ async function ask(path, body, take, headers = {}) {
 }
 
 function fail(text) {
-  stop();
+  if (text) stop();
   $("error").textContent = text && text[0].toUpperCase() + text.slice(1);
   $("error").hidden = !text;
 }
@@ -131,7 +131,7 @@ function wish() {
   labels();
   clearTimeout(again);
   clearTimeout(judging);
-  again = null;
+  again = judging = null;
   if (!state.picture) return;
   const left = asking && sent ? sent + PATIENCE - performance.now() : 0;
   if (left > 0) again = setTimeout(wish, left);
@@ -190,6 +190,7 @@ function hear(event) {
 
 // The metrics that take longer, once the controls rest.
 function judge() {
+  judging = null;
   const names = about.metrics.map((metric) => metric.name);
   const open = ["left", "right"].map((side) => state.sides[side]).filter((side) => side.bytes && names.some((name) => !(name in side.metrics)));
   if (open.length) ask("/api/judge", { pictures: open.map((side) => side.picture) }, hear);
