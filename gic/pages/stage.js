@@ -197,7 +197,8 @@ function makeStage(natural) {
 // What a side is: its name over the picture and over its column.
 function nameSide(side, shown) {
   $(`tag-${side}`).textContent = shown.bpp == null ? shown.name : `${shown.name}, ${bitsText(shown.bpp)}`;
-  $(`name-${side}`).textContent = shown.setting ? `${shown.name} ${shown.setting}` : shown.name;
+  const setting = element("span", { className: "setting", textContent: shown.setting ?? "" });
+  $(`name-${side}`).replaceChildren(...(shown.setting ? [`${shown.name} `, setting] : [shown.name]));
 }
 
 // Values of both sides, the better one marked; sizes also as parts of that of the chosen file.

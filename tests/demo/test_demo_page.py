@@ -222,7 +222,7 @@ def test_what_is_no_picture_is_told_and_the_page_goes_on(browser: Driver, pictur
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     upload(browser, text)
-    assert browser.find("#error").text == "The file is not an image, or of a format that Pillow cannot read"
+    assert browser.find("#error").text == "notes.txt: the file is not an image, or of a format that Pillow cannot read"
     assert not browser.find("#viewer").is_displayed()
     upload(browser, picture)
     assert not browser.find("#error").is_displayed() and browser.find("#viewer").is_displayed()
@@ -234,7 +234,7 @@ def test_what_is_no_picture_is_told_and_the_page_goes_on(browser: Driver, pictur
     large = tmp_path / "large.png"
     large.write_bytes(bytes((1 << 20) + 1))
     upload(browser, large)
-    assert browser.find("#error").text == "Large.png has 1,048,577 bytes; at most 1,048,576 bytes are taken."
+    assert browser.find("#error").text == "large.png has 1,048,577 bytes; at most 1,048,576 bytes are taken."
 
 
 def test_an_error_of_the_codec_is_told_and_the_next_wish_is_answered(
@@ -249,7 +249,7 @@ def test_an_error_of_the_codec_is_told_and_the_next_wish_is_answered(
     with monkeypatch.context() as patch:
         patch.setattr(server.work.codec, "encoding", fails)
         upload(browser, tmp_path / "new.png")
-        assert browser.find("#error").text.startswith("The model yields values that are not finite")
+        assert browser.find("#error").text.startswith("the model yields values that are not finite")
     press(browser, "#size", Keys.ARROW_RIGHT)
     assert not browser.find("#error").is_displayed() and size(browser) > 0
 

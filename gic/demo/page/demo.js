@@ -22,21 +22,21 @@ let asking = null; // the AbortController of the request that is not answered ye
 
 function busy(text) {
   $("status").dataset.state = text == null ? "idle" : "busy";
-  $("status").textContent = text ?? "";
+  if (text != null) $("status").textContent = text; // the last stays while it fades
 }
 
 // Send a request, and hand each event of its answer to `take` while it is the newest; true if it came to its end.
-async function ask(path, body, take, headers = {}) {
+async function ask(path, body, take, what = "") {
   asking?.abort();
   const mine = ++number;
   asking = new AbortController();
-  busy("…");
+  busy("working");
   try {
     const [url, content] =
       body instanceof Blob
         ? [`${path}&${new URLSearchParams({ page: pageId, number: mine })}`, body]
         : [path, JSON.stringify({ ...body, page: pageId, number: mine })];
-    const answer = await fetch(url, { method: "POST", body: content, headers, signal: asking.signal });
+    const answer = await fetch(url, { method: "POST", body: content, signal: asking.signal });
     if (!answer.ok) throw new Error(await answer.text());
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
@@ -57,7 +57,7 @@ async function ask(path, body, take, headers = {}) {
   } catch (error) {
     if (mine !== number) return false;
     const lost = error instanceof TypeError; // of fetch
-    fail(lost ? "The program that serves this page does not answer: start gic demo again, then reload the page." : error.message);
+    fail(lost ? "The program that serves this page does not answer: start gic demo again, then reload the page." : what + error.message);
     return false;
   } finally {
     if (mine === number) {
@@ -69,7 +69,7 @@ async function ask(path, body, take, headers = {}) {
 
 function fail(text) {
   if (text) stop();
-  $("error").textContent = text && text[0].toUpperCase() + text.slice(1);
+  $("error").textContent = text;
   $("error").hidden = !text;
 }
 
@@ -86,8 +86,8 @@ async function take(source, name) {
   const hear = (event) => (taken = event);
   const whole = $("whole").checked;
   const ended = source.file
-    ? await ask(`/api/pictures?whole=${Number(whole)}`, source.file, hear)
-    : await ask("/api/examples", { example: source.example, whole }, hear);
+    ? await ask(`/api/pictures?whole=${Number(whole)}`, source.file, hear, `${name}: `)
+    : await ask("/api/examples", { example: source.example, whole }, hear, `${name}: `);
   if (!ended || !taken) return;
   Object.assign(state, { source, name, picture: taken, range: null });
   if (source.file) $("example").value = "";
@@ -95,8 +95,11 @@ async function take(source, name) {
   document.body.classList.remove("empty");
   $("drop-text").textContent = "Another picture: drop or paste it, or";
   $("viewer").hidden = false;
-  stage ??= makeStage(() => state.picture);
-  stage.centre();
+  if (!stage) {
+    stage = makeStage(() => state.picture);
+    $("stage").append($("status"));
+  }
+  clear();
   wish();
 }
 
@@ -158,8 +161,24 @@ async function send() {
   if (again) wish();
   else if (ended) {
     if (playing) playing = setTimeout(grow, 60);
-    else judging = setTimeout(judge, 400);
+    else judging = setTimeout(judge, 400 + (state.picture.width * state.picture.height) / 2500);
   }
+}
+
+const url = (id) => `/pictures/${id}.png`;
+
+// A new picture: nothing of the one before is left.
+function clear() {
+  state.file = null;
+  for (const side of ["left", "right"]) {
+    const original = state[side] === "original";
+    state.sides[side] = { name: $(side).selectedOptions[0].textContent, metrics: {} };
+    nameSide(side, state.sides[side]);
+    stage.show(side, { id: original ? state.picture.id : null, alt: `${state.name}, ${side}: original`, url, missing: "" });
+  }
+  for (const link of ["download-gic", "download-png"]) offer($(link), null);
+  table();
+  stage.centre();
 }
 
 function hear(event) {
@@ -176,9 +195,9 @@ function hear(event) {
     const id = event.picture;
     const alt = `${state.name}, ${event.side}: ${event.name}`;
     nameSide(event.side, event);
-    stage.show(event.side, { id, alt, url: (name) => `/pictures/${name}.png`, missing: event.missing });
+    stage.show(event.side, { id, alt, url, missing: event.missing });
     const decoded = [state.sides.right, state.sides.left].find((side) => side.name === "gic" && side.picture);
-    offer($("download-png"), decoded && `/pictures/${decoded.picture}.png`, `${stem()}-decoded.png`);
+    offer($("download-png"), decoded && url(decoded.picture), `${stem()}-decoded.png`);
     table();
   } else if (event.event === "value") {
     for (const side of ["left", "right"]) {
@@ -206,7 +225,7 @@ function offer(link, href, name) {
 }
 
 function table() {
-  compareValues(about.metrics, state.sides.left, state.sides.right, state.file.bytes);
+  compareValues(about.metrics, state.sides.left, state.sides.right, state.file?.bytes);
 }
 
 function say(slider, text) {
@@ -332,7 +351,11 @@ addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("over");
 });
-for (const end of ["dragleave", "drop"]) addEventListener(end, () => document.body.classList.remove("over"));
+for (const end of ["dragleave", "drop"]) {
+  addEventListener(end, (event) => {
+    if (end === "drop" || !event.relatedTarget) document.body.classList.remove("over");
+  });
+}
 addEventListener("drop", (event) => {
   event.preventDefault();
   takeFile(event.dataTransfer.files[0]);
