@@ -46,6 +46,7 @@ NOT_RUN = {
     ".ci/run": "the tests themselves",
     "apt-get": "installs, as root",
     "apptainer": "builds a container",
+    "gic demo": "serves until it is stopped; tests/demo/ runs it",
     "recipes/small.sh": "hours; tests/test_recipes.py runs it",
     "ln": "of a shell",
     "python -m gic.training.evaluation": "tests/training/test_evaluation.py runs it",
