@@ -47,6 +47,7 @@ NOT_RUN = {
     ".ci/run": "the tests themselves",
     "apt-get": "installs, as root",
     "apptainer": "builds a container",
+    "gic demo": "serves until it is stopped; tests/demo/ runs it",
     "recipes/small.sh": "hours; tests/test_recipes.py runs it",
     "mkdocs": "builds the site; tests/test_site.py does",
     "ln": "of a shell",

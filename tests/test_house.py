@@ -22,6 +22,7 @@ WINGS = (
     "quality",
     "training",
     "benchmark",
+    "demo",
     "commands",
     "compat",
 )

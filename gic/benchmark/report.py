@@ -1,7 +1,8 @@
 """``report.html``: one page with the results of a benchmark run, including pictures (DESIGN 10).
 
 The page needs no network and no other file, and its Content-Security-Policy forbids both: everything is embedded,
-pictures as base64 text that the browser decodes when they are shown. Its parts lie in ``page/``.
+pictures as base64 text that the browser decodes when they are shown. Its parts lie in ``page/``, and in ``gic/pages/``
+those that the demo has too.
 """
 
 from __future__ import annotations
@@ -108,13 +109,15 @@ def write_report(
         "images": images,
     }
     plotly = f"/*\n{_part('plotly.LICENSE')}*/\n{_part('plotly-basic.min.js')}"
-    script = _part("page.js")
+    script = _shared("stage.js") + _part("page.js")
     thumbnails = "".join(_thumbnail(number, key, pictures.original(key)) for number, key in enumerate(pictures.keys))
-    viewer = Template(_part("viewer.html")).substitute(thumbnails=thumbnails, note=_viewer_note(results))
+    viewer = Template(_part("viewer.html")).substitute(
+        thumbnails=thumbnails, note=_viewer_note(results), stage=_shared("stage.html"), sides=_shared("sides.html")
+    )
     sections = {"pictures": images, "curves": True, "bd-rates": bd_rows, "means": True, "details": True}
     page = Template(_part("page.html")).substitute(
         policy=_policy(plotly, script),
-        style=_part("page.css"),
+        style=_shared("base.css") + _shared("stage.css") + _part("page.css"),
         lead=_lead(results),
         sections="".join(f'<a href="#{name}">{SECTIONS[name]}</a>' for name, there in sections.items() if there),
         viewer=viewer if images else "",
@@ -141,6 +144,11 @@ SECTIONS = {
 
 def _part(name: str) -> str:
     return (files("gic.benchmark") / "page" / name).read_text(encoding="utf-8")
+
+
+def _shared(name: str) -> str:
+    """What this page and the demo's have in common."""
+    return (files("gic") / "pages" / name).read_text(encoding="utf-8")
 
 
 def _policy(*scripts: str) -> str:

@@ -31,13 +31,14 @@ COMMANDS = {
     "decompress": "turn .gic files into pictures",
     "truncate": "cut progressive .gic files to a size, without decoding them",
     "info": "show the contents of a .gic file",
+    "demo": "try the codec on a page in the browser",
     "shards": "write WebDataset shards from folders of pictures",
     "export": "turn a training checkpoint into a small weights file",
     "models": "list, fetch or publish weights of the codec, by name",
     "weights": "list or fetch the weights that metrics need",
     "completion": "print what makes a shell complete gic's commands and options",
 }
-CODEC = ("compress", "decompress", "export")
+CODEC = ("compress", "decompress", "export", "demo")
 """Commands that need nothing more than PyTorch beside the base installation."""
 TRAINING_OPTIONS = {
     "--config": "YAML file of settings",

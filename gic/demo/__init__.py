@@ -1,0 +1,1 @@
+"""`gic demo`: the codec to try, on a page in the browser."""
