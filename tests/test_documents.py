@@ -91,3 +91,7 @@ def test_the_check_sees_what_is_not_there() -> None:
     assert missing_tests(f"`{here}::test_that_there_is_not`, {here}::missing_files") == [
         f"{here}::test_that_there_is_not"
     ]
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert (REPOSITORY / "README.md").read_text().count("\n") < 150

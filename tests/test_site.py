@@ -129,7 +129,7 @@ def test_every_public_name_is_in_the_api_reference(site: Path, pages: dict[Path,
 
 def test_docstrings_are_rendered(site: Path) -> None:
     """No roles of Sphinx, no marks of sections and no doctests are left in the text of the API's pages."""
-    left = []
+    left = [path.name for path in sorted((site / "api").glob("*.html")) if "# doctest:" in path.read_text()]
     for path in sorted((site / "api").glob("*.html")):
         text = re.sub(r"<(pre|code|script)\b.*?</\1>", "", path.read_text(), flags=re.S)
         text = re.sub(r"<span class=\"doc-section-title\">.*?</span>", "", text, flags=re.S)

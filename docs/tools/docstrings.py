@@ -14,14 +14,11 @@ TABLE = re.compile(r"^(=+(?: =+)+)\n(.+)\n\1\n((?:.+\n)+?)\1$", re.M)
 
 def markdown(text: str) -> str:
     """A docstring's text in Markdown."""
+    text = re.sub(r" *# doctest:.*", "", text)
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)  # which griffe knows
     text = re.sub(r"^::\n", "", re.sub(r"(?<=\S)::$", ":", text, flags=re.M), flags=re.M)  # before literal blocks
-    text = DOCTEST.sub(lambda match: f"```pycon\n{_without_flags(match[0]).rstrip()}\n```\n", text)
+    text = DOCTEST.sub(lambda match: f"```pycon\n{match[0].rstrip()}\n```\n", text)
     return ROLE.sub(_reference, TABLE.sub(_table, text))
-
-
-def _without_flags(code: str) -> str:
-    return re.sub(r"[ ]*# doctest:.*", "", code)
 
 
 def _reference(match: re.Match[str]) -> str:
