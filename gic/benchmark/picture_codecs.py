@@ -150,7 +150,7 @@ class WebP(_Quality):
     """Lossy WebP by libwebp.
 
     Args:
-        qualities: From 0 to 100.
+        qualities: From 0 to 100, also between integers: a file at 1 may be half as large again as at 0.
         method: Effort, from 0 to 6.
         name: Unique in a run.
     """
@@ -158,7 +158,7 @@ class WebP(_Quality):
     format, suffix, mime, module = "WEBP", ".webp", "image/webp", "webp"
 
     def __init__(
-        self, qualities: Sequence[int] = (0, 2, 7, 20, 40, 60, 75, 82, 88), method: int = 6, name: str = "webp"
+        self, qualities: Sequence[float] = (0, 2, 7, 20, 40, 60, 75, 82, 88), method: int = 6, name: str = "webp"
     ) -> None:
         super().__init__(name, "quality", qualities, 0, 100)
         self.method = method

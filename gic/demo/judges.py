@@ -43,13 +43,13 @@ class Judges:
         self._made: dict[str, ImageMetric] = {}
         wanted = []
         if find_spec("torch") is None:
-            wanted.append(f"for SSIMULACRA 2: {install_command('torch')}")
+            wanted.append(f"SSIMULACRA 2 needs PyTorch: {install_command('torch')}")
         else:
             self.names.append("ssimulacra2")
         if not self.names or find_spec("lpips") is None:
-            wanted.append(f"for LPIPS: {install_command('train')}")
+            wanted.append(f"LPIPS needs more: {install_command('train')}")
         elif missing_files(["lpips_alex"]):
-            wanted.append("for LPIPS: gic weights lpips_alex --download")
+            wanted.append("LPIPS needs its weights: gic weights lpips_alex --download")
         else:
             self.names.append("lpips_alex")
         self.advice = "; ".join(wanted)

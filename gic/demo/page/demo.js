@@ -253,7 +253,7 @@ function labels() {
 }
 
 function advise(text) {
-  $("advice").textContent = text && `More numbers, ${text}`;
+  $("advice").textContent = text;
   $("advice").hidden = !text;
 }
 
