@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from browser import start_browser
 from places import REPOSITORY
 
 import gic
@@ -226,20 +227,7 @@ def test_a_link_that_leads_nowhere_fails_the_build(text: str, said: str, copy: P
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[Any]:
-    pytest.importorskip("selenium")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium and chromedriver are not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(driver))
+    browser = start_browser("about:blank").chrome
     yield browser
     browser.quit()
 
