@@ -131,6 +131,21 @@ def test_other_codecs_come_at_equal_bytes(client: Client, server: DemoServer, na
         assert client.picture(shown["picture"]).size == (256, 192)
 
 
+def test_qualities_that_a_codec_has_no_file_for_are_passed_over(client: Client) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 17000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    sent = client.send(buffer.getvalue())
+    answer = client.compare(sent["id"], size=1, left="jpeg")
+    assert 0 < answer["left"]["bytes"] <= ABOVE * answer["file"]["bytes"]
+    answer = client.compare(sent["id"], size=1, left="webp")
+    assert (
+        answer["left"]["picture"] is None
+        and "WebP cannot hold a picture of 17000 x 3 pixels" in answer["left"]["missing"]
+    )
+    assert answer["right"]["picture"]  # gic can
+
+
 def test_the_search_for_a_size_finds_the_last_that_fits() -> None:
     draw = random.Random(0)
     for _ in range(300):
