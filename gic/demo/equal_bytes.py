@@ -35,11 +35,11 @@ def other_codecs() -> dict[str, BenchmarkCodec]:
     return {codec.name: codec for codec in (Avif(range(100)), Jpeg(range(1, 101)), WebP(webp))}
 
 
-def largest_within(size: Callable[[int], int], count: int, target: float) -> int:
+def largest_within(size: Callable[[int], float], count: int, target: float) -> int:
     """The last of ``count`` settings whose file does not exceed the target, by a search over rising sizes.
 
     Args:
-        size: Of the file of a setting, in bytes.
+        size: Of the file of a setting, in bytes; infinite where there is none.
         count: Number of settings.
         target: In bytes. A setting that comes near to it ends the search.
 
@@ -87,7 +87,7 @@ class EqualBytes:
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
-        self._sizes: dict[tuple[str, int], int] = {}
+        self._sizes: dict[tuple[str, int], float] = {}
         self._files: OrderedDict[tuple[str, int], OtherFile] = OrderedDict()
 
     def near(self, name: str, target: int, check: Check) -> OtherFile:
@@ -101,10 +101,15 @@ class EqualBytes:
         """
         codec = other_codecs()[name]
 
-        def size(setting: int) -> int:
+        def size(setting: int) -> float:
             if (name, setting) not in self._sizes:
                 check()
-                self._sizes[name, setting] = len(self._file(codec, setting).data)
+                try:
+                    self._sizes[name, setting] = len(self._file(codec, setting).data)
+                except ImageError:  # Pillow's buffer is too small for noise at a high quality
+                    if not setting:
+                        raise
+                    self._sizes[name, setting] = math.inf
             return self._sizes[name, setting]
 
         return self._file(codec, largest_within(size, len(codec.settings), ABOVE * target))

@@ -32,6 +32,8 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 REDUCED = 1 << 21
 """Pixels to which larger pictures are reduced where the page does not ask for all of them."""
+JUDGED = 1 << 22
+"""Pixels up to which metrics in PyTorch are computed, which take some 600 bytes of memory for each."""
 SIDES = ("original", "gic", "gic-0", "gic-1", *LABELS)
 """What a side of the page may show: gic at the realism of the page, at 0, at 1; other codecs by name."""
 NOT_YET = "Not a picture yet: more of the file must arrive."
@@ -370,7 +372,11 @@ class Work:
                 if result is None or original is None:
                     continue
                 values = result.about["metrics"]
-                if metric not in values:
+                if original.image.width * original.image.height > JUDGED:
+                    values[metric] = None
+                    limit = f"{JUDGED / 1e6:.0f} million pixels"
+                    tell({"event": "advice", "text": f"SSIMULACRA 2 and LPIPS are measured for pictures up to {limit}"})
+                elif metric not in values:
                     check()
                     tell({"event": "status", "text": "measuring"})
                     try:

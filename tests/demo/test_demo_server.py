@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,21 @@ def test_other_codecs_come_at_equal_bytes(client: Client, server: DemoServer, na
         assert shown["bytes"] == sizes[0] if not within else NEAR_ENOUGH * max(within) <= shown["bytes"]
         assert shown["bytes"] <= max(ABOVE * target, sizes[0])
         assert client.picture(shown["picture"]).size == (256, 192)
+
+
+def test_qualities_that_a_codec_has_no_file_for_are_passed_over(client: Client) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 17000, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    sent = client.send(buffer.getvalue())
+    answer = client.compare(sent["id"], size=1, left="jpeg")
+    assert 0 < answer["left"]["bytes"] <= ABOVE * answer["file"]["bytes"]
+    answer = client.compare(sent["id"], size=1, left="webp")
+    assert (
+        answer["left"]["picture"] is None
+        and "WebP cannot hold a picture of 17000 x 3 pixels" in answer["left"]["missing"]
+    )
+    assert answer["right"]["picture"]  # gic can
 
 
 def test_the_search_for_a_size_finds_the_last_that_fits() -> None:
@@ -252,6 +268,17 @@ def test_a_metric_that_fails_is_told_once(client: Client, server: DemoServer, mo
     said = [event for event in client.ask("/api/judge", pictures=[right["picture"]]) if event["event"] == "advice"]
     assert [event["text"] for event in said] == ["its weights are damaged"]
     assert [event["event"] for event in client.ask("/api/judge", pictures=[right["picture"]])] == ["done"]
+
+
+def test_metrics_that_would_take_too_much_memory_are_left_out(
+    client: Client, server: DemoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = client.send(png(salt=8))
+    right = client.compare(sent["id"])["right"]
+    monkeypatch.setattr("gic.demo.work.JUDGED", 160 * 120 - 1)
+    events = client.ask("/api/judge", pictures=[right["picture"]])
+    assert {event["value"] for event in events if event["event"] == "value"} == {None}
+    assert any("up to" in event.get("text", "") for event in events)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -534,6 +561,45 @@ def test_the_command_serves_until_it_is_interrupted(address: str) -> None:
 
     with urlopen(address) as answer:
         assert b"<title>gic demo</title>" in answer.read()
+
+
+def test_the_command_opens_the_browser(tmp_path: Path) -> None:
+    script, opened = tmp_path / "browser", tmp_path / "opened"
+    script.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}.part && mv {opened}.part {opened}\n')
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "gic", "demo", "--port", "0", "--threads", "1"]
+    environment = {**os.environ, "BROWSER": f"{script} %s"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        while process.poll() is None and not opened.exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+    assert opened.read_text() == line.split()[2]
+
+
+def test_a_server_for_others_is_warned_of(codec: ImageCodec) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "gic",
+        "demo",
+        "--no-browser",
+        "--port",
+        "0",
+        "--host",
+        "0.0.0.0",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert re.match(r"gic demo: http://127\.0\.0\.1:\d+/ ", process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert said.startswith("gic demo: WARNING: with --host 0.0.0.0 everyone") and said.endswith("ended\n")
 
 
 def test_a_port_that_is_taken_is_told(server: DemoServer, codec: ImageCodec) -> None:

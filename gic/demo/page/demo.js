@@ -176,6 +176,7 @@ function clear() {
     nameSide(side, state.sides[side]);
     stage.show(side, { id: original ? state.picture.id : null, alt: `${state.name}, ${side}: original`, url, missing: "" });
   }
+  advise(about.advice);
   for (const link of ["download-gic", "download-png"]) offer($(link), null);
   table();
   stage.centre();
