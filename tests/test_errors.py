@@ -19,8 +19,8 @@ from gic.version import DISTRIBUTION, __version__
 def test_pip_knows_the_package_by_one_name(repository: Path) -> None:
     lines = (repository / "pyproject.toml").read_text().splitlines()
     assert any(line.startswith(f'name = "{DISTRIBUTION}"') for line in lines)
-    own = [line for line in lines if "[train,baselines]" in line]
-    assert [line.strip() for line in own] == [f'"{DISTRIBUTION}[train,baselines]",']
+    own = [line for line in lines if "[train,baselines,hub]" in line]
+    assert [line.strip() for line in own] == [f'"{DISTRIBUTION}[train,baselines,hub]",']
     assert DISTRIBUTION != "gic"  # another project's
 
 

@@ -7,8 +7,8 @@ description for the hub's pages; and a model card. Only safetensors are fetched,
 from __future__ import annotations
 
 import json
+import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from gic.codec.weights_file import is_weights_file, read_safetensors
 from gic.errors import ConfigError, DataError, GicError, MissingExtraError, require, words_of
+from gic.files import write_bytes
 from gic.version import __version__
 
 SCHEME = "hf://"
@@ -96,8 +97,9 @@ def client() -> Any:
     Raises:
         MissingExtraError: If it is not installed.
     """
+    package = require("huggingface_hub", "hub")
     require("huggingface_hub.errors", "hub")
-    return require("huggingface_hub", "hub")
+    return package
 
 
 def download(reference: Reference) -> Path:
@@ -144,6 +146,36 @@ def cached() -> list[tuple[Reference, Path]]:
     return found
 
 
+def prepare(
+    weights: Path, repository: str, folder: Path, *, card: str | Path | None = None, license: str | None = None
+) -> None:
+    """Write what :func:`push` uploads: the weights, their description, a model card and its pictures.
+
+    Args:
+        weights: Weights file, ``.safetensors``.
+        repository: OWNER/REPO, which the card names.
+        folder: Where to; it need not exist.
+        card: As for :func:`push`.
+        license: As for :func:`push`.
+
+    Raises:
+        ConfigError: If the file is no weights file, or the name is none.
+        DataError: If the card cannot be read.
+    """
+    if not REPOSITORY.fullmatch(repository):
+        raise ConfigError(f"{repository} is no name of a repository on the hub: write OWNER/REPO")
+    if weights.suffix != ".safetensors":
+        raise ConfigError(f"{weights} is no weights file: make one of it with gic export {weights} -o FILE.safetensors")
+    _, config, provenance = read_safetensors(weights, "np")
+    text, pictures = model_card(repository, provenance, card=card, license=license)
+    about = {"library": "gic", "gic_version": __version__, "codec": config, "provenance": provenance}
+    write_bytes(folder / WEIGHTS, weights.read_bytes())
+    write_bytes(folder / "config.json", f"{json.dumps(about, indent=2, sort_keys=True)}\n".encode())
+    write_bytes(folder / "README.md", text.encode())
+    for relative, picture in pictures.items():
+        write_bytes(folder / relative, picture.read_bytes())
+
+
 def push(
     weights: Path,
     repository: str,
@@ -153,7 +185,7 @@ def push(
     private: bool | None = None,
     message: str = "Upload weights of gic",
 ) -> str:
-    """Put a weights file on the hub, with its description and a model card.
+    """Put a weights file on the hub, with its description and a model card; files of these names are replaced there.
 
     Args:
         weights: Weights file, ``.safetensors``.
@@ -172,26 +204,13 @@ def push(
         DataError: If the card cannot be read.
         MissingExtraError: If the client is not installed.
     """
-    if not REPOSITORY.fullmatch(repository):
-        raise ConfigError(f"{repository} is no name of a repository on the hub: write OWNER/REPO")
-    if weights.suffix != ".safetensors":
-        raise ConfigError(f"{weights} is no weights file: make one of it with gic export {weights} -o FILE.safetensors")
-    _, config, provenance = read_safetensors(weights, "np")
-    package = client()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shutil.copyfile(weights, folder / WEIGHTS)
-        about = {"library": "gic", "gic_version": __version__, "codec": config, "provenance": provenance}
-        (folder / "config.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-        text, pictures = model_card(repository, provenance, card=card, license=license)
-        (folder / "README.md").write_text(text, encoding="utf-8")
-        for relative, picture in pictures.items():
-            (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(picture, folder / relative)
+        prepare(weights, repository, Path(name), card=card, license=license)
+        package = client()
         with _explained(repository, f"{SCHEME}{repository}"):
             api = package.HfApi(library_name="gic", library_version=__version__)
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+            commit = api.upload_folder(repo_id=repository, folder_path=name, commit_message=message)
     return str(getattr(commit, "commit_url", commit))
 
 
@@ -263,6 +282,7 @@ def _explained(repository: str, name: str) -> Iterator[None]:
     """Errors of the client, in words for the person at the terminal."""
     errors = client().errors
     login = "log in with: hf auth login"
+    unreachable = "the hub cannot be reached"
     said: dict[str, Callable[[], str]] = {
         "GatedRepoError": lambda: f"{repository} asks to accept its terms: do so on its page on the hub, and {login}",
         "RepositoryNotFoundError": lambda: (
@@ -270,7 +290,7 @@ def _explained(repository: str, name: str) -> Iterator[None]:
         ),
         "RevisionNotFoundError": lambda: f"{repository} has no such revision: {name}",
         "LocalEntryNotFoundError": lambda: (
-            f"the hub cannot be reached, and {name} is not in the cache: on a machine that reaches it, "
+            f"{unreachable}, and {name} is not in the cache: on a machine that reaches it, "
             f"gic models {name} --download FOLDER; here, set GIC_MODELS=FOLDER"
         ),
         "EntryNotFoundError": lambda: (
@@ -278,6 +298,9 @@ def _explained(repository: str, name: str) -> Iterator[None]:
         ),
         "LocalTokenNotFoundError": lambda: f"{repository} takes an account: {login}",
     }
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it would tell of each attempt to reach the hub
     try:
         yield
     except GicError:
@@ -290,4 +313,8 @@ def _explained(repository: str, name: str) -> Iterator[None]:
                 raise ConfigError(words()) from error
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403):
             raise ConfigError(f"the hub refuses {name}: {login}, with a token that may do this") from error
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout", "ConnectionError"):  # of httpx and others
+            raise ConfigError(f"{unreachable} ({words_of(error)}): {name} takes a network") from error
         raise ConfigError(f"{name}: the hub's client reports {words_of(error)}") from error
+    finally:
+        log.setLevel(level)

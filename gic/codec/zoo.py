@@ -100,6 +100,12 @@ def _on_disk() -> list[Entry]:
     return found
 
 
+def folder_problem() -> str | None:
+    """What is wrong with the folder that the environment names; None if it is there, or none is named."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    return None if not folder or Path(folder).is_dir() else f"{FOLDER_VARIABLE}={folder} is no folder"
+
+
 def shipped_weights() -> Path:
     """Weights that come with the package.
 
@@ -161,6 +167,7 @@ def locate(named: str | Path | None) -> Path:
     names = sorted({name for entry in known for name in (entry.name, entry.family)})
     near = difflib.get_close_matches(named, names, 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
+    hint += f" ({problem})" if (problem := folder_problem()) else ""
     raise ConfigError(f"there is no checkpoint {named!r}, neither a file nor a name that gic models lists{hint}")
 
 

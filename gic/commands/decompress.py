@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gic.bitstream.container import SUFFIX
 from gic.commands.jobs import (
+    CodecOfFile,
     Job,
     Made,
     add_codec,
@@ -47,13 +48,16 @@ def run(args: Namespace) -> int:
 
     jobs = plan_jobs(args.inputs, args.output, ".png", find_gic_files)
     codec, together = load_codec(args, len(jobs))
+    codec_of = CodecOfFile(codec, args)
     sampler = None if args.sampler is None else named_sampler(args.sampler, args.trust)
 
     def one(job: Job) -> Made:
         nameless = job.target is not None and not job.target.suffix and is_stream(job.target)  # /dev/stdout
         kind = _picture_format(None if nameless else job.target)
-        image = codec.decompress(
-            read(job.source),
+        data = read(job.source)
+        own, weights = codec_of(data)
+        image = own.decompress(
+            data,
             realism=args.realism,
             steps=args.steps,
             sampler=sampler,
@@ -61,12 +65,12 @@ def run(args: Namespace) -> int:
             progress=tiles_bar(jobs),
         )
         part = image.info.get("gic")
-        data, converted = encode_picture(image, kind, str(job.target or "standard output"))
-        write(job.target, data)
-        notes = [*([part] if part else []), *converted]
+        picture, converted = encode_picture(image, kind, str(job.target or "standard output"))
+        write(job.target, picture)
+        notes = [*([part] if part else []), *([f"by the weights {weights}"] if weights else []), *converted]
         return Made(
             "; ".join([f"{image.width} x {image.height} pixels", *notes]),
-            {"width": image.width, "height": image.height, "bytes": len(data), "notes": notes},
+            {"width": image.width, "height": image.height, "bytes": len(picture), "notes": notes},
         )
 
     return run_jobs(jobs, one, args, together)

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from gic.bitstream.container import SUFFIX
-from gic.errors import ConfigError, DataError, GicError, in_words, one_line, out_of_memory
+from gic.bitstream.container import SUFFIX, unpack
+from gic.errors import ConfigError, DataError, FormatError, GicError, in_words, one_line, out_of_memory
 from gic.files import descriptor, is_stream, naming, write_bytes
 from gic.names import TRUST_HELP
 from gic.pictures.find import IMAGE_SUFFIXES, find_files
@@ -315,6 +316,42 @@ def load_codec(args: Namespace, jobs: int) -> tuple[ImageCodec, int]:
         return codec, 1
     limit_blas(threads // together)
     return codec, together
+
+
+class CodecOfFile:
+    """The codec that decodes a file: the one that was loaded, or where none was named, one of weights at hand.
+
+    Args:
+        codec: The one that was loaded.
+        args: The options of :func:`add_codec`.
+    """
+
+    def __init__(self, codec: ImageCodec, args: Namespace) -> None:
+        self.codec, self.args = codec, args
+        self._others: dict[bytes, tuple[ImageCodec, str] | None] = {}
+        self._lock = Lock()
+
+    def __call__(self, data: bytes) -> tuple[ImageCodec, str | None]:
+        """The codec, and the name of its weights if it is not the one that was loaded."""
+        from gic.codec.weights import load
+        from gic.codec.zoo import names_of_model
+
+        if self.args.checkpoint is not None:
+            return self.codec, None
+        try:
+            model = unpack(data).model_id
+        except FormatError:  # which decoding it tells
+            return self.codec, None
+        with self._lock:
+            if model not in self._others:
+                names = [] if model == self.codec.model_id else names_of_model(model)
+                threads = getattr(self.codec.networks, "threads", None)
+                self._others[model] = (
+                    (load(names[0], self.args.device, runtime=self.args.runtime, threads=threads), names[0])
+                    if names
+                    else None
+                )
+            return self._others[model] or (self.codec, None)
 
 
 def read(path: Path | None) -> bytes:

@@ -76,8 +76,12 @@ def _read(name: str, text: str) -> Command:
     parser = parser_of(name)
     actions = sorted(parser._actions, key=lambda action: bool(action.option_strings))
     arguments = tuple(_argument(action) for action in actions if action.help != SUPPRESS and action.dest != "help")
-    free = [argument for argument in arguments if not argument.names]
-    usage = " ".join([f"gic {name} [OPTION ...]", *(f"{a.placeholder}{' ...' * a.repeated}" for a in free)])
+    free = []
+    for action in actions:
+        if not action.option_strings:
+            words = _argument(action).placeholder + (" ..." if action.nargs in ("+", "*") else "")
+            free.append(f"[{words}]" if action.nargs in ("?", "*") else words)
+    usage = " ".join([f"gic {name} [OPTION ...]", *free])
     description = parser.description or text
     return Command(name, text, f"{description[0].upper()}{description[1:]}", usage, arguments, False)
 

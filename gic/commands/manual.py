@@ -15,7 +15,8 @@ from gic.files import write_bytes
 EXIT_STATUS = {
     0: "Everything was done.",
     2: "Something given cannot be used, or a result was not written. One line on the standard error says what, where, "
-    "and what to do. Of several files, the others were done.",
+    "and what to do. A wrong option or a missing input stops a command before it begins; where one of several files "
+    "fails, the others are done.",
     75: "A training run was stopped by a signal after its checkpoint was written: the same command with --ckpt_path "
     "goes on.",
     130: "Interrupted (Ctrl-C). No file is half written; --skip-existing goes on with a folder.",

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from gic.codec import hub
-from gic.codec.zoo import CHECKPOINT_VARIABLE, FOLDER_VARIABLE, Entry, default_checkpoint, entries, facts, locate
+from gic.codec.zoo import (
+    CHECKPOINT_VARIABLE,
+    FOLDER_VARIABLE,
+    Entry,
+    default_checkpoint,
+    entries,
+    facts,
+    folder_problem,
+    locate,
+)
 from gic.errors import ConfigError, GicError, one_line
 from gic.files import replacing
 
@@ -39,27 +48,37 @@ def add_options(parser: ArgumentParser) -> None:
     action.add_argument("--push", metavar="OWNER/REPO", help="put one on the Hugging Face hub, with a model card")
     parser.add_argument("--card", metavar="FILE.md", help="page that becomes the model card of --push")
     parser.add_argument("--license", metavar="ID", help="licence of the weights in the card of --push: apache-2.0, ...")
+    parser.add_argument("--preview", metavar="FOLDER", help="write what --push would upload into a folder instead")
     parser.add_argument("--private", action="store_true", help="--push makes a new repository private")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each")
 
 
 def run(args: Namespace) -> int:
     """Run ``gic models``; returns the exit code."""
-    if args.push is None and (args.card or args.license or args.private):
-        raise ConfigError("--card, --license and --private belong to --push OWNER/REPO")
+    if args.push is None and (args.card or args.license or args.private or args.preview):
+        raise ConfigError("--card, --license, --private and --preview belong to --push OWNER/REPO")
     if args.push is not None and len(args.names) != 1:
         raise ConfigError("--push takes one name or file of weights")
     chosen, code = _chosen(args.names)
     if args.push is not None:
         if code:
             return code
+        if args.preview is not None:
+            hub.prepare(chosen[0].path, args.push, Path(args.preview), card=args.card, license=args.license)
+            print(one_line(f"{chosen[0].name} -> {args.preview}: what would go to {hub.SCHEME}{args.push}"))
+            return 0
         private = True if args.private else None
         address = hub.push(chosen[0].path, args.push, card=args.card, license=args.license, private=private)
         print(one_line(f"{chosen[0].name} -> {hub.SCHEME}{args.push}: {address}"))
         return 0
     if args.download is not None:
-        return _copy(chosen, Path(args.download), args.json) or code
+        _copy(chosen, Path(args.download), args.json, all_there=code == 0)
+        return code
+    if (problem := folder_problem()) is not None:
+        print(one_line(f"gic models: {problem}"), file=sys.stderr)
     found = [(entry, _described(entry)) for entry in chosen]
+    if args.names and any("problem" in about and "sha256" not in about for _, about in found):
+        code = 2  # something that was named holds no weights
     if args.json:
         for _, about in found:
             print(json.dumps(about))
@@ -132,7 +151,7 @@ def _print(found: Sequence[tuple[Entry, dict[str, Any]]]) -> None:
         print(one_line(note))
 
 
-def _copy(chosen: Sequence[Entry], folder: Path, as_json: bool) -> int:
+def _copy(chosen: Sequence[Entry], folder: Path, as_json: bool, all_there: bool) -> None:
     """Copy weights into a folder, each under the name that finds it there."""
     for entry in chosen:
         if entry.origin == "file" and entry.path.suffix != ".safetensors":
@@ -147,7 +166,6 @@ def _copy(chosen: Sequence[Entry], folder: Path, as_json: bool) -> int:
             said = f"{target.stat().st_size / 1e6:.1f} MB"
         about = {"name": entry.name, "path": str(target), "bytes": target.stat().st_size}
         print(json.dumps(about) if as_json else one_line(f"{entry.name} -> {target}: {said}"))
-    if not as_json and chosen:
+    if not as_json and chosen and all_there:
         print(f"use them by name, also without a network: export {FOLDER_VARIABLE}={folder.resolve()}")
         print(f"the default for all commands: export {CHECKPOINT_VARIABLE}={chosen[0].name}")
-    return 0

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hub_on_files import HubOnFiles
+from PIL import Image
 from places import REPOSITORY
 from small import CONFIG, picture, small_model
 
@@ -86,6 +88,17 @@ def test_a_file_comes_before_a_name(place: Path) -> None:
         gic.load("tiny")
 
 
+def test_a_folder_that_is_not_there_is_named(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(zoo.FOLDER_VARIABLE, "nowhere")
+    assert gic.load("tiny")
+    with pytest.raises(ConfigError, match="GIC_MODELS=nowhere is no folder"):
+        gic.load("mine")
+    assert run(["models"]) == 0
+    assert "GIC_MODELS=nowhere is no folder" in capsys.readouterr().err
+
+
 def test_a_mistyped_name_is_corrected(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"'tini', neither a file nor a name that gic models lists, did you mean 't"):
         gic.load("tini")
@@ -98,6 +111,25 @@ def test_a_file_tells_the_name_of_its_weights(place: Path, monkeypatch: pytest.M
     monkeypatch.setattr(zoo, "PACKAGED", place / "nowhere")
     with pytest.raises(FormatError, match=r"name the weights it was made with$"):
         gic.load("folder/mine-2.safetensors").decompress(data)
+
+
+def test_decompress_takes_the_weights_that_made_a_file(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_image(picture(64, 64)).save("a.png")
+    for name in ("tiny-0.4", "tiny-0.10", "mine-2"):
+        monkeypatch.setenv(zoo.FOLDER_VARIABLE, "folder")
+        assert run(["compress", "a.png", "-o", f"made/{name}.gic", "--checkpoint", name]) == 0
+    capsys.readouterr()
+    assert run(["decompress", "made", "--json"]) == 0
+    told = {Path(each["source"]).stem: each["notes"] for each in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert told == {"tiny-0.4": ["by the weights tiny-0.4"], "tiny-0.10": [], "mine-2": ["by the weights mine-2"]}
+    expected = np.asarray(rounded(2).decompress("made/mine-2.gic"))
+    assert np.array_equal(np.asarray(Image.open("made/mine-2.png")), expected)
+    assert run(["decompress", "made/mine-2.gic", "-o", "b.png", "--checkpoint", "tiny"]) == 2  # named is named
+    monkeypatch.delenv(zoo.FOLDER_VARIABLE)
+    assert run(["decompress", "made/mine-2.gic", "-o", "b.png"]) == 2
+    assert "name the weights it was made with" in capsys.readouterr().err
 
 
 def test_the_hub_gives_weights_of_any_revision(hub_on_files: HubOnFiles) -> None:
@@ -181,6 +213,10 @@ def test_models_names_what_is_missing_and_shows_the_rest(
     assert run(["models", "tini", "tiny-0.4"]) == 2
     said = capsys.readouterr()
     assert "did you mean 'tiny'" in said.err and "tiny-0.4" in said.out
+    assert run(["models", "nothing", "tiny-0.4", "--download", "carried"]) == 2
+    assert "use them by name" not in capsys.readouterr().out and Path("carried/tiny-0.4.safetensors").is_file()
+    Path("junk.safetensors").write_bytes(b"junk")
+    assert run(["models", "junk.safetensors"]) == 2
     assert run(["models", "tiny", "--card", "a.md"]) == 2
     assert run(["models", "--push", "someone/else"]) == 2
 
@@ -193,6 +229,8 @@ def test_the_model_card_has_the_hubs_form(
     links = "[the recipe](recipe.md), [the paper](https://arxiv.org/abs/2505.20984), ![a strip](images/strip.png)"
     Path("card.md").write_text(f"# Tiny\n\nSee {links}\n")
     command = ["models", "tiny", "--push", "me/gic-tiny", "--card", "card.md", "--license", "cc-by-4.0", "--private"]
+    assert run([*command, "--preview", "preview"]) == 0
+    assert hub_on_files.calls == []
     assert run(command) == 0
     assert hub_on_files.calls == [("create_repo", {"private": True, "exist_ok": True})]
     folder = hub_on_files.repositories / "me/gic-tiny/main"
@@ -204,6 +242,8 @@ def test_the_model_card_has_the_hubs_form(
     assert "See the recipe, [the paper](https" in text and "![a strip](images/strip.png)" in text
     assert 'from_pretrained("me/gic-tiny")' in text and "# Tiny" in text
     assert json.loads((folder / "config.json").read_text())["codec"] == CONFIG
+    for name in files:
+        assert (place / "preview" / name).read_bytes() == (folder / name).read_bytes()
     # What went up comes down.
     assert gic.ImageCodec.from_pretrained("me/gic-tiny").model_id == identity(1)
 
@@ -305,5 +345,7 @@ def test_the_hubs_own_client_fetches_once_and_works_offline(tmp_path: Path, endp
     (tmp_path / "served/model.safetensors").unlink()
     done = gic_command("info", "a.gic")
     assert done.returncode == 0
+    done = gic_command("models", str(tmp_path / "served/model.safetensors"), "--push", "no/body", HF_HUB_OFFLINE="1")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     done = gic_command("decompress", "a.gic", "-o", "c.png", "--checkpoint", "hf://no/body")
     assert done.returncode == 2 and "no repository no/body" in done.stderr, done.stderr
