@@ -51,9 +51,10 @@ function makeStage(natural) {
 
   function place() {
     const image = natural();
-    // As high as the fitted picture, within what a screen shows.
+    // As high as the fitted picture, within what a screen shows: beside the controls, or with some of them below.
+    const most = window.innerHeight * (window.innerWidth > 900 ? 0.8 : 0.6);
     const fitted = Math.min(1, stage.clientWidth / image.width) * image.height;
-    stage.style.height = `${Math.round(Math.max(160, Math.min(fitted, window.innerHeight * 0.8)))}px`;
+    stage.style.height = `${Math.round(Math.max(160, Math.min(fitted, most)))}px`;
     const { width, height } = size();
     const s = scale();
     const w = image.width * s;
