@@ -16,10 +16,8 @@ from gic.benchmark.picture_codecs import Avif, Jpeg, WebP
 from gic.demo.turns import Check
 from gic.errors import ImageError, words_of
 
-ABOVE = 1.01
-"""By how much a file may be larger than the one it is compared with, as a ratio."""
-NEAR_ENOUGH = 0.99
-"""A search ends at a file of this part of the size that is asked for."""
+NEAR_ENOUGH = 0.005
+"""A search ends at a file that differs from the size that is asked for by this part of it."""
 FILES = 4
 """Files of each codec that are kept for a picture."""
 LABELS = {"avif": "AVIF", "jpeg": "JPEG", "webp": "WebP"}
@@ -35,8 +33,8 @@ def other_codecs() -> dict[str, BenchmarkCodec]:
     return {codec.name: codec for codec in (Avif(range(100)), Jpeg(range(1, 101)), WebP(webp))}
 
 
-def largest_within(size: Callable[[int], float], count: int, target: float) -> int:
-    """The last of ``count`` settings whose file does not exceed the target, by a search over rising sizes.
+def nearest_setting(size: Callable[[int], float], count: int, target: float) -> int:
+    """That of ``count`` settings whose file is nearest to the target, above or below, by a search over rising sizes.
 
     Args:
         size: Of the file of a setting, in bytes; infinite where there is none.
@@ -46,22 +44,28 @@ def largest_within(size: Callable[[int], float], count: int, target: float) -> i
     Returns:
         The number of the setting; 0 where even the smallest file is larger.
     """
+
+    def distance(setting: int) -> float:
+        return abs(size(setting) - target)
+
     low, high = 0, count - 1
     if size(low) >= target:
         return low
     if size(high) <= target:
         return high
+    best = min(low, high, key=distance)
     halve = False
-    while high - low > 1 and size(low) < NEAR_ENOUGH * target:
+    while high - low > 1 and distance(best) > NEAR_ENOUGH * target:
         # Sizes rise about exponentially with the setting; every second step halves what is left, whatever they do.
         share = 0.5 if halve else math.log(target / size(low)) / math.log(size(high) / size(low))
         middle = min(high - 1, max(low + 1, round(low + share * (high - low))))
         halve = not halve
+        best = min(best, middle, key=distance)
         if size(middle) <= target:
             low = middle
         else:
             high = middle
-    return low
+    return best
 
 
 class OtherFile(NamedTuple):
@@ -91,7 +95,7 @@ class EqualBytes:
         self._files: OrderedDict[tuple[str, int], OtherFile] = OrderedDict()
 
     def near(self, name: str, target: int, check: Check) -> OtherFile:
-        """The largest file of a codec that is not larger than ``target`` bytes (by a hundredth, perhaps).
+        """The file of a codec that is nearest to ``target`` bytes, or differs by less than :data:`NEAR_ENOUGH`.
 
         Where even its smallest file is larger, it is that.
 
@@ -112,7 +116,7 @@ class EqualBytes:
                     self._sizes[name, setting] = math.inf
             return self._sizes[name, setting]
 
-        return self._file(codec, largest_within(size, len(codec.settings), ABOVE * target))
+        return self._file(codec, nearest_setting(size, len(codec.settings), target))
 
     def _file(self, codec: BenchmarkCodec, setting: int) -> OtherFile:
         key = codec.name, setting

@@ -36,6 +36,10 @@ JUDGED = 1 << 22
 """Pixels up to which metrics in PyTorch are computed, which take some 600 bytes of memory for each."""
 SIDES = ("original", "gic", "gic-0", "gic-1", *LABELS)
 """What a side of the page may show: gic at the realism of the page, at 0, at 1; other codecs by name."""
+STEPS = 200
+"""Steps of the slider of sizes."""
+OPENING = 0.4
+"""Bits per pixel of the file that the page opens with, as near as the picture comes to it."""
 NOT_YET = "Not a picture yet: more of the file must arrive."
 
 _PICTURES = 3
@@ -72,6 +76,13 @@ class Coded:
             if len(self._files) > _FILES:
                 self._files.popitem(last=False)
         return self._files[code][0]
+
+    def part(self, size: float) -> float:
+        """The part of :meth:`sized` that comes nearest to a size in bytes, at a step of the page's slider."""
+        if self.largest <= self.smallest:
+            return 1.0
+        part = math.log(size / self.smallest) / math.log(self.largest / self.smallest)
+        return round(STEPS * min(1.0, max(0.0, part))) / STEPS
 
     def sized(self, part: float) -> tuple[bytes, float]:
         """A file, and the seconds that analysing and coding took.
@@ -124,21 +135,23 @@ class Wish:
 
     Attributes:
         picture: Identifies the picture.
-        size: From 0, the smallest file, to 1, the largest.
+        size: From 0, the smallest file, to 1, the largest; None for :data:`OPENING`.
         realism: r in [0, 1].
         progressive: Whether the file is a progressive one.
         received: Part of it that has arrived, in [0, 1]; of others all has.
         left: One of :data:`SIDES`.
         right: The same.
+        playing: Whether the file is arriving just now: other codecs then stay at the size of the whole file.
     """
 
     picture: str
-    size: float
+    size: float | None
     realism: float
     progressive: bool
     received: float
     left: str
     right: str
+    playing: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Wish:
@@ -147,7 +160,8 @@ class Wish:
         Raises:
             ConfigError: If something is missing, or of another kind.
         """
-        shares = [given.get(name) for name in ("size", "realism", "received")]
+        size = given.get("size")
+        shares = [given.get(name) for name in ("realism", "received")] + ([] if size is None else [size])
         sides = [given.get(name) for name in ("left", "right")]
         if (
             not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in shares)
@@ -155,9 +169,10 @@ class Wish:
             or not isinstance(given.get("picture"), str)
         ):
             raise ConfigError("the page asks for something that this gic does not know: reload the page")
-        size, realism, received = map(float, shares)  # type: ignore[arg-type]  # all numbers
+        realism, received, *sizes = map(float, shares)  # type: ignore[arg-type]  # all numbers
         left, right = map(str, sides)
-        return cls(given["picture"], size, realism, bool(given.get("progressive")), received, left, right)
+        progressive, playing = bool(given.get("progressive")), bool(given.get("playing"))
+        return cls(given["picture"], sizes[0] if sizes else None, realism, progressive, received, left, right, playing)
 
 
 class Work:
@@ -183,6 +198,7 @@ class Work:
             "examples": [path.name for path in self.examples],
             "codecs": [{"name": n, "label": label, "missing": self.unavailable.get(n)} for n, label in LABELS.items()],
             "metrics": self.judges.described,
+            "steps": STEPS,
             "advice": self.judges.advice,
         }
 
@@ -264,16 +280,17 @@ class Work:
         """
         picture = self._picture(wish.picture)
         coded = self._coded(picture, wish.progressive, tell, check)
-        tell({"event": "range", "smallest": coded.smallest, "largest": coded.largest})
+        pixels = coded.width * coded.height
+        size = coded.part(OPENING * pixels / 8) if wish.size is None else wish.size
+        tell({"event": "range", "smallest": coded.smallest, "largest": coded.largest, "size": size})
         tell({"event": "status", "text": "coding"})
-        data, seconds = coded.sized(wish.size)
+        data, seconds = coded.sized(size)
         check()
         part, first = data, 0
         if wish.progressive and (progressive := unpack(data).progressive):
             first = progressive.start
             arrived = round(wish.received * len(data))
             part = truncate(data, arrived) if arrived >= first else data[:arrived]
-        pixels = coded.width * coded.height
         file = self._name("file", hashlib.sha256(part).hexdigest())
         self._files.put(file, part, len(part))
         tell(
@@ -286,13 +303,15 @@ class Work:
                 "first": first,
             }
         )
+        # While a file arrives, and before its first picture, the others stay at the size of the whole file.
+        equal = len(data) if wish.playing or len(part) < first else len(part)
         made: dict[str, dict[str, Any]] = {}
         for side, what in (("left", wish.left), ("right", wish.right)):
             if what not in made:
-                if len(part) < first and what != "original":
-                    made[what] = {"name": LABELS.get(what, "gic"), "picture": None, "missing": NOT_YET, "metrics": {}}
+                if len(part) < first and what.startswith("gic"):
+                    made[what] = {"name": "gic", "picture": None, "missing": NOT_YET, "metrics": {}}
                 else:
-                    made[what] = self._side(what, wish, picture, part, seconds, tell, check)
+                    made[what] = self._side(what, wish, picture, part, equal, seconds, tell, check)
             tell({"event": "side", "side": side, **made[what]})
 
     def _coded(self, picture: Picture, progressive: bool, tell: Tell, check: Check) -> Coded:
@@ -306,15 +325,23 @@ class Work:
         return picture.coded[progressive]
 
     def _side(
-        self, what: str, wish: Wish, picture: Picture, part: bytes, seconds: float, tell: Tell, check: Check
+        self,
+        what: str,
+        wish: Wish,
+        picture: Picture,
+        part: bytes,
+        equal: int,
+        seconds: float,
+        tell: Tell,
+        check: Check,
     ) -> dict[str, Any]:
-        """What a side shows, and what the page says of it."""
+        """What a side shows, and what the page says of it; other codecs come near to ``equal`` bytes."""
         check()
         if what == "original":
             return {"name": "original", "picture": wish.picture, "metrics": {}}
         try:
             if what in LABELS:
-                return self._other(what, wish, picture, len(part), tell, check)
+                return self._other(what, wish, picture, equal, tell, check)
             realism = {"gic-0": 0.0, "gic-1": 1.0}.get(what, wish.realism)
             return self._gic(realism, wish, picture, part, seconds, tell, check)
         except ImageError as error:
@@ -335,7 +362,7 @@ class Work:
         return self._keep(name, image, wish.picture, picture, {**about, "decode": time.perf_counter() - started})
 
     def _other(self, what: str, wish: Wish, picture: Picture, size: int, tell: Tell, check: Check) -> dict[str, Any]:
-        tell({"event": "status", "text": f"looking for the {LABELS[what]} file of the same size"})
+        tell({"event": "status", "text": f"looking for the {LABELS[what]} file nearest in size"})
         if (why := self.unavailable.get(what)) is not None:
             raise ImageError(f"{LABELS[what]} is not available: {why}")
         found = picture.equal.near(what, size, check)

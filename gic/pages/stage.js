@@ -51,9 +51,10 @@ function makeStage(natural) {
 
   function place() {
     const image = natural();
-    // As high as the fitted picture, within what a screen shows.
+    // As high as the fitted picture, within what a screen shows: beside the controls, or with some of them below.
+    const most = window.innerHeight * (window.innerWidth > 900 ? 0.8 : 0.6);
     const fitted = Math.min(1, stage.clientWidth / image.width) * image.height;
-    stage.style.height = `${Math.round(Math.max(160, Math.min(fitted, window.innerHeight * 0.8)))}px`;
+    stage.style.height = `${Math.round(Math.max(160, Math.min(fitted, most)))}px`;
     const { width, height } = size();
     const s = scale();
     const w = image.width * s;
@@ -71,7 +72,7 @@ function makeStage(natural) {
     stage.classList.toggle("pixels", s >= 1);
     stage.classList.toggle("movable", room.x > 0 || room.y > 0);
     layers.left.style.clipPath = `inset(0 ${100 * (1 - state.split)}% 0 0)`;
-    divider.style.left = `${100 * state.split}%`;
+    stage.style.setProperty("--split", `${100 * state.split}%`);
     const percent = Math.round(100 * state.split);
     divider.setAttribute("aria-valuenow", percent);
     divider.setAttribute("aria-valuetext", `${percent} % left, ${100 - percent} % right`);
@@ -112,11 +113,12 @@ function makeStage(natural) {
 
   // ---- What the pictures are
 
-  // Put a picture on a side. `id` names it, or is null where there is none; then `missing` says why.
+  // Put a picture on a side. `id` names it, or is null where there is none; then `missing` says why. True once it is
+  // there, false where something else was chosen meanwhile.
   async function show(side, { id, alt, url, missing }) {
     const layer = layers[side];
     const wanted = `${id} ${id == null ? missing : ""}`;
-    if (layer.dataset.wanted === wanted) return;
+    if (layer.dataset.wanted === wanted) return layer.dataset.shown === wanted;
     layer.dataset.wanted = wanted;
     let content;
     try {
@@ -126,10 +128,11 @@ function makeStage(natural) {
     } catch {
       content = element("p", { textContent: id == null ? missing : "This browser cannot show this file." });
     }
-    if (layer.dataset.wanted !== wanted) return; // something else was chosen meanwhile
+    if (layer.dataset.wanted !== wanted) return false;
     layer.replaceChildren(content);
     layer.dataset.shown = wanted;
     place();
+    return true;
   }
 
   function centre() {
@@ -190,18 +193,27 @@ function makeStage(natural) {
     { passive: false },
   );
 
-  new ResizeObserver(place).observe(stage.parentElement);
+  new ResizeObserver(place).observe(stage.closest(".viewer"));
   return { place, show, centre };
 }
 
 // What a side is: its name over the picture and over its column.
 function nameSide(side, shown) {
+  tagSide(side, shown);
+  headSide(side, shown);
+}
+
+function tagSide(side, shown) {
   $(`tag-${side}`).textContent = shown.bpp == null ? shown.name : `${shown.name}, ${bitsText(shown.bpp)}`;
+}
+
+function headSide(side, shown) {
   const setting = element("span", { className: "setting", textContent: shown.setting ?? "" });
   $(`name-${side}`).replaceChildren(...(shown.setting ? [`${shown.name} `, setting] : [shown.name]));
 }
 
-// Values of both sides, the better one marked; sizes also as parts of that of the chosen file.
+// Values of both sides, the better one marked; sizes also in per cent more or less than that of the chosen file, but for a
+// side that is `own`.
 function compareValues(metrics, left, right, size) {
   const rows = [];
   const add = (label, cell, better = () => 0) => {
@@ -217,11 +229,12 @@ function compareValues(metrics, left, right, size) {
     );
   };
   const number = (key, text) => (side) => (side[key] == null ? "–" : text(side[key]));
-  const part = (bytes) => {
+  const part = ({ bytes, own }) => {
     const percent = 100 * (bytes / size - 1);
-    return bytes === size ? "" : ` (${percent > 0 ? "+" : "−"}${Math.abs(percent).toFixed(0)} %)`;
+    if (own || !size || bytes === size) return "";
+    return ` (${percent > 0 ? "+" : "−"}${Number(Math.abs(percent).toFixed(1))} %)`;
   };
-  add("bytes", number("bytes", (value) => value.toLocaleString("en") + part(value)));
+  add("bytes", (side) => (side.bytes == null ? "–" : side.bytes.toLocaleString("en") + part(side)));
   add("bits per pixel", number("bpp", (value) => value.toFixed(4)));
   for (const metric of metrics) {
     const [a, b] = [left.metrics[metric.name], right.metrics[metric.name]];

@@ -25,11 +25,11 @@ from places import REPOSITORY, TESTS
 import gic
 from gic.bitstream.container import truncate, unpack
 from gic.codec.image_codec import ImageCodec
-from gic.demo.equal_bytes import ABOVE, LABELS, NEAR_ENOUGH, largest_within, other_codecs
+from gic.demo.equal_bytes import LABELS, NEAR_ENOUGH, nearest_setting, other_codecs
 from gic.demo.judges import psnr
 from gic.demo.server import DemoServer, names_this_machine
 from gic.demo.turns import Shelf, SupersededError, Turns
-from gic.demo.work import REDUCED, Work
+from gic.demo.work import OPENING, REDUCED, STEPS, Work
 from gic.errors import ConfigError
 
 
@@ -113,7 +113,7 @@ def test_both_sides_may_show_gic_at_their_own_realism(client: Client, codec: Ima
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_other_codecs_come_at_equal_bytes(client: Client, server: DemoServer, name: str) -> None:
+def test_other_codecs_come_nearest_in_bytes_above_or_below(client: Client, server: DemoServer, name: str) -> None:
     if name in server.work.unavailable:
         pytest.skip(server.work.unavailable[name])
     data = png(256, 192)
@@ -121,14 +121,15 @@ def test_other_codecs_come_at_equal_bytes(client: Client, server: DemoServer, na
     codec = other_codecs()[name]
     image = Image.open(io.BytesIO(data))
     sizes = [len(codec.encode(image, setting)) for setting in codec.settings]
-    for size in (0, 0.6, 0.9):
+    sides = set()
+    for size in (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9):
         answer = client.compare(sent["id"], size=size, left=name)
         target, shown = answer["file"]["bytes"], answer["left"]
         assert shown["bytes"] == sizes[list(codec.settings).index(shown["setting"])]
-        within = [other for other in sizes if other <= ABOVE * target]
-        assert shown["bytes"] == sizes[0] if not within else NEAR_ENOUGH * max(within) <= shown["bytes"]
-        assert shown["bytes"] <= max(ABOVE * target, sizes[0])
+        assert abs(shown["bytes"] - target) <= max(NEAR_ENOUGH * target, min(abs(size - target) for size in sizes))
         assert client.picture(shown["picture"]).size == (256, 192)
+        sides.add(shown["bytes"] > target)
+    assert sides == {False, True}
 
 
 def test_qualities_that_a_codec_has_no_file_for_are_passed_over(client: Client) -> None:
@@ -137,7 +138,7 @@ def test_qualities_that_a_codec_has_no_file_for_are_passed_over(client: Client) 
     Image.fromarray(noise).save(buffer, "PNG")
     sent = client.send(buffer.getvalue())
     answer = client.compare(sent["id"], size=1, left="jpeg")
-    assert 0 < answer["left"]["bytes"] <= ABOVE * answer["file"]["bytes"]
+    assert 0 < answer["left"]["bytes"] <= answer["file"]["bytes"]  # the largest that there is
     answer = client.compare(sent["id"], size=1, left="webp")
     assert (
         answer["left"]["picture"] is None
@@ -146,7 +147,7 @@ def test_qualities_that_a_codec_has_no_file_for_are_passed_over(client: Client) 
     assert answer["right"]["picture"]  # gic can
 
 
-def test_the_search_for_a_size_finds_the_last_that_fits() -> None:
+def test_the_search_for_a_size_finds_the_nearest() -> None:
     draw = random.Random(0)
     for _ in range(300):
         count = draw.randint(1, 101)
@@ -158,9 +159,9 @@ def test_the_search_for_a_size_finds_the_last_that_fits() -> None:
             asked.append(setting)
             return sizes[setting]
 
-        found = largest_within(size, count, target)
-        fits = [each for each in sizes if each <= target]
-        assert found == 0 if not fits else NEAR_ENOUGH * max(fits) <= sizes[found] <= target
+        found = nearest_setting(size, count, target)
+        nearest = min(abs(each - target) for each in sizes)
+        assert abs(sizes[found] - target) <= max(NEAR_ENOUGH * target, nearest)
         assert len(set(asked)) <= 16  # of 101: a search, and no walk
 
 
@@ -191,8 +192,36 @@ def test_the_first_part_of_a_progressive_file_is_shown(client: Client, codec: Im
     for share in (0, 0.9 * first / len(data)):
         answer = client.compare(sent["id"], size=1, progressive=True, received=share, left="jpeg")
         assert answer["file"]["id"] is None and answer["done"]
-        assert [answer[side]["picture"] for side in ("left", "right")] == [None, None]
-        assert "must arrive" in answer["right"]["missing"]
+        assert answer["right"]["picture"] is None and "must arrive" in answer["right"]["missing"]
+        assert answer["left"]["bytes"] == pytest.approx(len(data), rel=0.1)  # nothing to be equal to yet
+
+
+def test_other_codecs_stay_at_the_size_of_the_whole_file_while_it_arrives(client: Client) -> None:
+    sent = client.send(png(320, 256))
+    given = {"size": 1, "progressive": True, "left": "jpeg"}
+    whole = client.compare(sent["id"], **given)
+    for share in (0.1, 0.5, 0.8):
+        answer = client.compare(sent["id"], **given, received=share, playing=True)
+        assert answer["left"] == whole["left"]
+        assert answer["file"]["bytes"] == pytest.approx(share * whole["file"]["bytes"], abs=2)
+    at_rest = client.compare(sent["id"], **given, received=0.5)
+    assert at_rest["left"]["bytes"] < 0.7 * whole["left"]["bytes"]
+
+
+def test_a_picture_opens_at_a_moderate_rate_or_as_near_as_it_comes(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = client.send(png(320, 256, salt=3))
+    answer = client.compare(sent["id"], size=None)
+    ends, size = answer["range"], answer["range"]["size"]
+    assert 8 * ends["smallest"] < OPENING * 320 * 256 < 8 * ends["largest"]
+    assert answer["file"]["bpp"] == pytest.approx(OPENING, rel=0.05)
+    assert STEPS * size == round(STEPS * size)
+    again = client.compare(sent["id"], size=size)
+    assert again["file"] == answer["file"] and again["range"]["size"] == size
+    for bits, end in ((0.001, 0), (30, 1)):
+        monkeypatch.setattr("gic.demo.work.OPENING", bits)
+        assert client.compare(sent["id"], size=None)["range"]["size"] == end
 
 
 def test_large_pictures_are_reduced_unless_the_page_asks_for_all(client: Client) -> None:

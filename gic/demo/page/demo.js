@@ -9,7 +9,9 @@ const state = {
   left: "original",
   right: "gic",
   range: null, // smallest and largest file, in bytes
-  file: null,
+  sized: false, // whether the size was chosen by hand; until then the program chooses it
+  file: null, // the newest
+  shown: null, // that of which both sides are
   sides: { left: { name: "", metrics: {} }, right: { name: "", metrics: {} } },
 };
 let about = null;
@@ -20,16 +22,30 @@ let stage = null;
 let number = 0; // of the newest request; answers to others are dropped
 let asking = null; // the AbortController of the request that is not answered yet
 
+let doing = ""; // what is under way
+let begun = 0; // when it was asked for
+
 function busy(text) {
   $("status").dataset.state = text == null ? "idle" : "busy";
-  if (text != null) $("status").textContent = text; // the last stays while it fades
+  if (text == null) return; // the last stays while it fades
+  doing = text;
+  tick();
 }
+
+function tick() {
+  if ($("status").dataset.state !== "busy") return;
+  const seconds = Math.floor((performance.now() - begun) / 1000);
+  $("status").textContent = seconds ? `${doing}, ${seconds} s` : doing;
+}
+
+setInterval(tick, 250);
 
 // Send a request, and hand each event of its answer to `take` while it is the newest; true if it came to its end.
 async function ask(path, body, take, what = "") {
   asking?.abort();
   const mine = ++number;
   asking = new AbortController();
+  begun = performance.now();
   busy("working");
   try {
     const [url, content] =
@@ -75,6 +91,8 @@ function fail(text) {
 
 // ---- The picture ----------------------------------------------------------------------------------------------
 
+let taking = null; // stands for the picture that is on its way; wishes wait for it, so that none takes its turn
+
 async function take(source, name) {
   stop();
   fail("");
@@ -82,13 +100,18 @@ async function take(source, name) {
     fail(`${name} has ${bytesText(source.file.size)}; at most ${bytesText(about.max_bytes)} are taken.`);
     return;
   }
+  rest();
   let taken = null;
   const hear = (event) => (taken = event);
+  const mine = (taking = {});
   const whole = $("whole").checked;
   const ended = source.file
     ? await ask(`/api/pictures?whole=${Number(whole)}`, source.file, hear, `${name}: `)
     : await ask("/api/examples", { example: source.example, whole }, hear, `${name}: `);
+  if (taking !== mine) return; // a newer one is
+  taking = null;
   if (!ended || !taken) return;
+  rest();
   Object.assign(state, { source, name, picture: taken, range: null });
   if (source.file) $("example").value = "";
   describe();
@@ -134,30 +157,58 @@ function wish() {
   labels();
   clearTimeout(again);
   clearTimeout(judging);
+  clearTimeout(playing); // it goes on when this is answered
   again = judging = null;
-  if (!state.picture) return;
+  if (!state.picture || taking) return;
   const left = asking && sent ? sent + PATIENCE - performance.now() : 0;
   if (left > 0) again = setTimeout(wish, left);
   else send();
 }
 
+// The same, without waiting.
+function wishNow() {
+  sent = 0;
+  wish();
+}
+
+// Nothing is wished for any more, and nothing plays.
+function rest() {
+  stop();
+  clearTimeout(again);
+  clearTimeout(judging);
+  again = judging = null;
+}
+
 async function send() {
   sent = performance.now();
-  const of = wanted();
-  const ended = await ask(
+  let of = wanted();
+  const answer = { file: null, sides: {}, shown: [] };
+  const asked = ask(
     "/api/compare",
     {
       picture: state.picture.id,
-      size: $("size").value / $("size").max,
+      size: state.sized ? $("size").value / $("size").max : null,
       realism: $("realism").value / $("realism").max,
       progressive: $("progressive").checked,
       received: $("progressive").checked ? $("received").value / 100 : 1,
       left: state.left,
       right: state.right,
+      playing: Boolean(playing),
     },
-    (event) => hear({ ...event, of }),
+    (event) => {
+      if (event.event === "range" && !state.sized) {
+        $("size").value = event.size * $("size").max;
+        of = wanted();
+      }
+      hear({ ...event, of }, answer);
+    },
   );
+  const mine = number;
+  const ended = await asked;
+  if (mine !== number) return; // what is asked meanwhile goes on
   sent = 0;
+  if (ended && playing) await Promise.all(answer.shown); // each step is seen
+  if (mine !== number) return;
   if (again) wish();
   else if (ended) {
     if (playing) playing = setTimeout(grow, 60);
@@ -169,7 +220,7 @@ const url = (id) => `/pictures/${id}.png`;
 
 // A new picture: nothing of the one before is left.
 function clear() {
-  state.file = null;
+  state.file = state.shown = null;
   for (const side of ["left", "right"]) {
     const original = state[side] === "original";
     state.sides[side] = { name: $(side).selectedOptions[0].textContent, metrics: {} };
@@ -182,22 +233,26 @@ function clear() {
   stage.centre();
 }
 
-function hear(event) {
+// An event of an answer. Pictures are shown as they come; the table waits until both sides are of one file.
+function hear(event, answer) {
   if (event.event === "range") {
     state.range = event;
     labels();
   } else if (event.event === "file") {
-    state.file = event;
+    state.file = answer.file = event;
     labels();
     offer($("download-gic"), event.id && `/files/${event.id}.gic`, `${stem()}.gic`);
   } else if (event.event === "side") {
     fail("");
-    state.sides[event.side] = event;
-    const id = event.picture;
-    const alt = `${state.name}, ${event.side}: ${event.name}`;
-    nameSide(event.side, event);
-    stage.show(event.side, { id, alt, url, missing: event.missing });
-    const decoded = [state.sides.right, state.sides.left].find((side) => side.name === "gic" && side.picture);
+    const { side, picture: id, missing } = event;
+    const shown = stage.show(side, { id, alt: `${state.name}, ${side}: ${event.name}`, url, missing });
+    answer.shown.push(shown.then((there) => there && tagSide(side, event)));
+    answer.sides[side] = { ...event, own: event.name === "gic" };
+    if (!answer.sides.left || !answer.sides.right) return;
+    state.shown = answer.file;
+    state.sides = answer.sides;
+    for (const each of ["left", "right"]) headSide(each, state.sides[each]);
+    const decoded = [state.sides.right, state.sides.left].find((each) => each.own && each.picture);
     offer($("download-png"), decoded && url(decoded.picture), `${stem()}-decoded.png`);
     table();
   } else if (event.event === "value") {
@@ -226,7 +281,7 @@ function offer(link, href, name) {
 }
 
 function table() {
-  compareValues(about.metrics, state.sides.left, state.sides.right, state.file?.bytes);
+  compareValues(about.metrics, state.sides.left, state.sides.right, state.shown?.id && state.shown.bytes);
 }
 
 function say(slider, text) {
@@ -243,11 +298,11 @@ function labels() {
   if (range) {
     const exact = state.file?.of === wanted() ? state.file.whole : null;
     const bytes = exact ?? Math.round(range.smallest ** (1 - part) * range.largest ** part);
-    say("size", `${exact ? "" : "about "}${bytesText(bytes)}, ${bitsText((8 * bytes) / (picture.width * picture.height))}`);
-  }
+    const bits = (8 * bytes) / (picture.width * picture.height);
+    say("size", `${exact ? "" : "about "}${bytesText(bytes)}, ${bits.toFixed(bits < 0.1 ? 4 : 3)} bits per pixel (bpp)`);
+  } else say("size", "…");
   const r = $("realism").value / $("realism").max;
-  const meaning = r === 0 ? ", closest to the original" : r === 1 ? ", most like a photograph" : "";
-  say("realism", `r = ${r.toFixed(2)}${meaning}`);
+  say("realism", `r = ${r.toFixed(2)}`);
   const received = $("received").value;
   const { file } = state;
   say("received", `${received} %` + (file?.first ? ` of ${bytesText(file.whole)}; the first picture takes ${bytesText(file.first)}` : ""));
@@ -255,7 +310,7 @@ function labels() {
 
 function advise(text) {
   $("advice").textContent = text;
-  $("advice").hidden = !text;
+  $("more").hidden = !text;
 }
 
 // ---- Playing: the file arrives --------------------------------------------------------------------------------
@@ -282,7 +337,11 @@ function grow() {
 }
 
 function play() {
-  if (playing) return stop();
+  if (playing) {
+    stop();
+    return wish(); // other codecs come at the size of what has arrived
+  }
+  if (taking) return;
   const first = state.file?.first ? Math.ceil((100 * state.file.first) / state.file.whole) : 0;
   if (Number($("received").value) >= 100) $("received").value = first;
   playing = setTimeout(grow, 0);
@@ -293,6 +352,7 @@ function play() {
 // ---- Controls -------------------------------------------------------------------------------------------------
 
 function controls() {
+  $("size").max = about.steps;
   const sides = [
     ["original", "original"],
     ["gic", "gic"],
@@ -305,15 +365,19 @@ function controls() {
     $(side).value = state[side];
     $(side).addEventListener("change", () => {
       state[side] = $(side).value;
-      wish();
+      wishNow();
     });
   }
   $("swap").addEventListener("click", () => {
     [state.left, state.right] = [state.right, state.left];
     for (const side of ["left", "right"]) $(side).value = state[side];
+    wishNow();
+  });
+  $("size").addEventListener("input", () => {
+    state.sized = true;
     wish();
   });
-  for (const slider of ["size", "realism"]) $(slider).addEventListener("input", wish);
+  $("realism").addEventListener("input", wish);
   $("received").addEventListener("input", () => {
     stop();
     wish();
