@@ -67,8 +67,8 @@ class LitCodec(L.LightningModule):
         trainable: Dotted names of the codec's modules that learn in this stage; ``[""]`` is the whole codec.
         learning_rates: Separate learning rates of modules, by dotted name, for example ``{reverse: 1.0e-3}``; the
             schedule applies to them too.
-        init_from: Checkpoint or weights file whose codec this stage starts from, ``shipped`` for the weights that come
-            with the package; resuming a run is ``--ckpt_path`` instead.
+        init_from: Checkpoint or weights file whose codec this stage starts from, or a name that :func:`gic.load`
+            takes; ``shipped`` for the weights that come with the package. Resuming a run is ``--ckpt_path`` instead.
         levels: Levels q at which validation measures; five over the codec's range if left out.
         realism: Values of r at which it measures.
         metrics: What it measures, by the names of ``gic weights`` or the ``class_path`` of your own. Include metrics

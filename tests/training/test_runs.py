@@ -340,9 +340,10 @@ def test_a_validation_that_leaves_no_time_is_refused_and_time_used_up_ends_a_run
     assert trainer.should_stop
 
 
-def test_a_run_begins_with_the_weights_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["shipped", "small"])
+def test_a_run_begins_with_the_weights_that_ship(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["fit", "--config", str(CONFIGS / "base.yaml"), "--trainer.accelerator", "cpu", "--model.init_from"]
-    cli = make_cli([*words, "shipped"], run=False)
+    cli = make_cli([*words, name], run=False)
     cli.model.trainer = SimpleNamespace(is_global_zero=False, datamodule=None, precision="32-true")
     monkeypatch.setattr("gic.training.module.run_folder", lambda trainer: tmp_path)
     cli.model.setup("fit")
