@@ -507,6 +507,14 @@ def test_another_side_is_shown_at_once_while_a_file_arrives_and_a_pause_compares
     assert int(values[0].split()[0].replace(",", "")) == pytest.approx(part, rel=0.1)
 
 
+def test_a_wish_while_a_file_arrives_does_not_make_it_arrive_twice(browser: Driver, picture: Path) -> None:
+    upload(browser, picture)
+    browser.run("window.grown = 0; grow = () => (grown += 1); playing = setTimeout(grow, 300); wish();")
+    browser.until(lambda: browser.run("return grown && !asking"))
+    time.sleep(0.6)
+    assert browser.run("stop(); return grown") == 1
+
+
 @pytest.mark.parametrize("doing", ["playing", "waiting", "judging"])
 def test_a_new_picture_ends_what_is_under_way_and_is_shown(
     browser: Driver, server: DemoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: str
@@ -539,11 +547,13 @@ def test_a_new_picture_ends_what_is_under_way_and_is_shown(
             assert browser.run("return again !== null")
     browser.find("#file").send_keys(str(tmp_path / "new.png"))
     assert browser.find("#play").text == "Play"
-    browser.press("#realism", Keys.ARROW_LEFT)  # a wish for the old one must not take its turn
-    browser.find("#play").click()
+    if doing == "playing":  # nothing else for the old one takes the turn of the new one
+        browser.press("#realism", Keys.ARROW_LEFT)
+        browser.find("#play").click()
+        assert browser.find("#play").text == "Play"
     settle(browser)
     assert browser.find("#about").text == "new.png: 320 × 248 pixels" and not browser.find("#error").is_displayed()
-    assert browser.find("#name-right").text.endswith("r=0.95")
+    assert browser.find("#name-right").text.endswith("r=0.95" if doing == "playing" else "r=1")
     assert browser.run("return document.querySelector('#layer-right img').naturalHeight") == 248
 
 
@@ -591,7 +601,18 @@ def test_on_a_narrow_screen_the_sliders_come_directly_below_the_picture(browser:
     browser.open(400)
     settle(browser)
     upload(browser, picture)
-    selectors = ("#stage", "#size", "#realism", "#progressive", "#left", "#zooms", "#comparison", "#downloads")
+    browser.run("$('stage-help').style.display = 'block'")  # as with a mouse
+    selectors = (
+        "#stage",
+        "#size",
+        "#realism",
+        "#progressive",
+        "#left",
+        "#zooms",
+        "#comparison",
+        "#downloads",
+        "#stage-help",
+    )
     boxes = {selector: browser.box(selector) for selector in selectors}
     tops = [box["top"] for box in boxes.values()]
     assert tops == sorted(tops)
@@ -601,10 +622,11 @@ def test_on_a_narrow_screen_the_sliders_come_directly_below_the_picture(browser:
     settle(browser)
     upload(browser, picture)
     width = browser.box("#stage")["width"]
-    metrics = {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.until(lambda: browser.box("#stage")["width"] < 400 < width)
-    browser.until(lambda: browser.box("#layer-left img")["width"] <= browser.box("#stage")["width"])
+    for narrow in (400, 320):
+        metrics = {"width": narrow, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.until(lambda most=narrow: browser.box("#stage")["width"] < most < width)
+        browser.until(lambda: browser.box("#layer-left img")["width"] <= browser.box("#stage")["width"])
 
 
 def test_help_for_wheel_and_keys_is_for_a_fine_pointer(browser: Driver, picture: Path) -> None:
@@ -631,3 +653,11 @@ def test_advice_about_more_numbers_is_folded_below_the_table(
     browser.find("#more summary").click()
     assert browser.find("#advice").text == advice
     assert 0 <= browser.box("#more")["top"] - browser.box("#comparison")["bottom"] < 40
+
+
+def test_a_portrait_leaves_room_for_the_sliders_on_a_narrow_screen(browser: Driver, tmp_path: Path) -> None:
+    (tmp_path / "tall.png").write_bytes(png(300, 600))
+    browser.open(400, 800)
+    settle(browser)
+    upload(browser, tmp_path / "tall.png")
+    assert browser.box("#size")["bottom"] < 800
