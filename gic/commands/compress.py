@@ -27,7 +27,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--progressive",
         action="store_true",
-        help="make a file of which any first part is a picture, see gic truncate; a few per cent smaller, too",
+        help="make a file that is a picture from its first kilobytes on, see gic truncate; a few per cent smaller, too",
     )
     parser.add_argument(
         "--roi",
