@@ -97,12 +97,14 @@ TAKEN_FOR_GRANTED = {
     "140-minutes-without-u.safetensors": "weights",
     "runs/photos/version_0/checkpoints/last.ckpt": "weights",  # what runs leave: the test below
     "runs/photos/job-123/checkpoints/last.ckpt": "weights",
+    "runs/base/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-compressor/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-reverse/version_0/checkpoints/last.ckpt": "weights",
     "runs/small-perceptual/version_0/checkpoints/last.ckpt": "weights",
     "my.yaml": "config",
     "mine.py": "blocks",
     "mine.yaml": "blocks",
+    "mine.safetensors": "weights",
 }
 """What a reader has, or has made by an earlier step, and its kind."""
 

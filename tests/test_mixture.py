@@ -101,6 +101,13 @@ def test_noise_costs_squared_error(found: dict[str, Any]) -> None:
     assert distances(found, "restart")[-1] < 1.5 * distances(found, "heun")[-1]
 
 
+def test_only_noise_leaves_the_cell_that_was_sent(mixture: ModuleType) -> None:
+    y_q = mixture.quantised(mixture.quantiles(4000)[None], mixture.Q, seed=1)
+    for name, leaves in (("euler", False), ("heun", False), ("sde(alpha=0.5)", True), ("restart", True)):
+        end = mixture.reverse(mixture.denoiser, y_q, mixture.Q, sampler=name, steps=16, generator=np.random.Philox(2))
+        assert (np.abs(end - y_q).max() > mixture.Q / 2 + 1e-6) == leaves, name
+
+
 def test_it_runs_without_pytorch() -> None:
     start = "import sys, runpy; sys.modules['torch'] = None; sys.argv = ['', '--samples', '50']; "
     code = f"{start}runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
@@ -117,7 +124,7 @@ def test_the_tables_of_the_page_are_those_of_the_json() -> None:
         assert f"| {' | '.join(cells)} |" in page
     for name in {row["sampler"] for row in numbers["sampler"]}:
         rows = [row for row in numbers["sampler"] if row["sampler"] == name and row["steps"] <= 16]
-        cells = [f"`{name}`", *(f"{row['distance']:.3f} ({row['error']:.3f})" for row in rows)]
+        cells = [f"`{name}`", *(f"{row['distance']:.3f} ({row['error']:.3f}); {row['evaluations']}" for row in rows)]
         assert f"| {' | '.join(cells)} |" in page
 
 
