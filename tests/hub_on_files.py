@@ -22,6 +22,7 @@ class HubOnFiles:
     def __init__(self, folder: Path) -> None:
         self.repositories, self.cache = folder / "repositories", folder / "cache"
         self.reachable = True
+        self.kind = "model"
         self.gated: set[str] = set()
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.errors: Any = SimpleNamespace()
@@ -67,7 +68,11 @@ class HubOnFiles:
                 )
                 for revision in folder.iterdir()
             ]
-            repositories.append(SimpleNamespace(repo_id=folder.relative_to(self.cache).as_posix(), revisions=revisions))
+            repositories.append(
+                SimpleNamespace(
+                    repo_id=folder.relative_to(self.cache).as_posix(), repo_type=self.kind, revisions=revisions
+                )
+            )
         return SimpleNamespace(repos=repositories)
 
     def create_repo(self, repo_id: str, **options: Any) -> None:

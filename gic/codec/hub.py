@@ -137,6 +137,8 @@ def cached() -> list[tuple[Reference, Path]]:
         return []
     found: list[tuple[Reference, Path]] = []
     for repository in repositories:
+        if repository.repo_type != "model":
+            continue
         newest: dict[str, Path] = {}
         for revision in sorted(repository.revisions, key=lambda one: float(one.last_modified)):
             for file in revision.files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -16,12 +16,12 @@ from gic.codec.decoder import Decoding, first_code
 from gic.codec.encoder import Encoding
 from gic.codec.engine import Engine, check_seed
 from gic.codec.hub import REPOSITORY, SCHEME, push
-from gic.codec.networks import Runtime, load_networks
+from gic.codec.networks import load_networks
 from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
 from gic.codec.regions import ROI_STRENGTH, MaskLike, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
-from gic.codec.zoo import locate, names_of_model
+from gic.codec.zoo import Entry, locate, of_model
 from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words, require
 from gic.method.samplers import Sampler, sampler_of
 from gic.pictures.arrays import from_array, to_array
@@ -59,7 +59,7 @@ class ImageCodec(Engine):
             networks = TorchNetworks(networks, device)
         super().__init__(networks)
         self.weights_file = weights_file
-        self._others: dict[bytes, list[str]] = {}  # names of weights whose files were met, by their identity
+        self._others: dict[bytes, Entry | None] = {}  # weights whose files were met, by their identity
 
     @classmethod
     def from_pretrained(
@@ -67,22 +67,14 @@ class ImageCodec(Engine):
         name: str | os.PathLike[str],
         *,
         revision: str | None = None,
-        device: str = "auto",
-        trust: str | Sequence[str] = (),
-        runtime: Runtime = "auto",
-        threads: int | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        **options: Any,
     ) -> ImageCodec:
         """Make a codec of weights on the Hugging Face hub, or of any that :func:`gic.load` takes.
 
         Args:
             name: OWNER/REPO on the hub, which takes the extra ``hub``; or a name or file of weights.
             revision: Branch, tag or commit on the hub; the newest if left out.
-            device: As for :func:`gic.load`, and the four below.
-            trust: Packages of your own whose classes the file may name.
-            runtime: What runs the networks.
-            threads: Number of threads of ONNX Runtime for one picture.
-            precision: Of the networks in PyTorch.
+            options: ``device``, ``trust``, ``runtime``, ``threads`` and ``precision``, as for :func:`gic.load`.
 
         Raises:
             ConfigError: If there are no weights of that name, or they cannot be used.
@@ -99,19 +91,14 @@ class ImageCodec(Engine):
                 raise ConfigError(f"a revision is of a repository on the hub, OWNER/REPO, not of {text}")
             text = f"{text}@{revision}"
         path = locate(text)
-        networks = load_networks(path, device, trust, runtime=runtime, threads=threads, precision=precision)
-        return cls(networks, weights_file=path)
+        return cls(load_networks(path, **options), weights_file=path)
 
-    def push_to_hub(
-        self,
-        repository: str,
-        *,
-        card: str | Path | None = None,
-        license: str | None = None,
-        private: bool | None = None,
-        message: str = "Upload weights of gic",
-    ) -> str:
-        """Put the weights that this codec was made of on the Hugging Face hub, see :func:`gic.codec.hub.push`.
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Put the weights that this codec was made of on the Hugging Face hub.
+
+        Args:
+            repository: OWNER/REPO; made if it is not there.
+            options: ``card``, ``license``, ``private`` and ``message``, as for :func:`gic.codec.hub.push`.
 
         Returns:
             The commit's address.
@@ -122,7 +109,7 @@ class ImageCodec(Engine):
         """
         if self.weights_file is None:
             raise ConfigError("this codec was not read from a file: write its weights first, see gic export")
-        return push(self.weights_file, repository, card=card, license=license, private=private, message=message)
+        return push(self.weights_file, repository, **options)
 
     def __repr__(self) -> str:
         about = self.about
@@ -402,11 +389,11 @@ class ImageCodec(Engine):
         file = unpack(_read(data))
         if file.model_id != self.model_id:
             if file.model_id not in self._others:
-                self._others[file.model_id] = names_of_model(file.model_id)
-            names = self._others[file.model_id]
+                self._others[file.model_id] = of_model(file.model_id)
+            other = self._others[file.model_id]
             raise FormatError(
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
-                f"name the weights it was made with{f', {names[0]}' if names else ''}"
+                f"name the weights it was made with{f', {other.name}' if other else ''}"
             )
         coarsest = first_code(file) + REGION_STEP * max(file.regions, default=0)
         if not self.finest <= file.code <= coarsest <= self.coarsest:

@@ -197,13 +197,12 @@ def _facts(path: Path, changed: int, size: int) -> Facts:
     return Facts(model, about.q_min, about.q_max, about.parameters, size, sha256, provenance, rates, None)
 
 
-def names_of_model(model_id: bytes) -> list[str]:
-    """Names of the weights at hand whose files have this identity."""
-    names = []
+def of_model(model_id: bytes) -> Entry | None:
+    """The weights at hand whose files have this identity; None if there are none."""
     for entry in entries():
         try:
             if facts(entry.path).model == model_id.hex():
-                names.append(entry.name)
+                return entry
         except (ConfigError, OSError):
             continue
-    return names
+    return None

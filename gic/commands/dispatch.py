@@ -41,12 +41,12 @@ COMMANDS = {
 CODEC = ("compress", "decompress", "export", "demo")
 """Commands that need nothing more than PyTorch beside the base installation."""
 TRAINING_OPTIONS = {
-    "--config": "YAML file of settings",
-    "--print_config": "print all settings, and end",
-    "--ckpt_path": "checkpoint to go on from, or to measure",
-    "--trust": "a package of your own whose classes may be named",
+    "--config": ("FILE", "YAML file of settings"),
+    "--print_config": ("", "print all settings, and end"),
+    "--ckpt_path": ("FILE", "checkpoint to go on from, or to measure"),
+    "--trust": ("PACKAGE", "a package of your own whose classes may be named"),
 }
-"""Options of Lightning's commands and the benchmark for completion; every key of a config is one, too."""
+"""Options of Lightning's commands and the benchmark, their values and what they are; every key of a config is one."""
 USER_ERROR = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141

@@ -334,7 +334,7 @@ class CodecOfFile:
     def __call__(self, data: bytes) -> tuple[ImageCodec, str | None]:
         """The codec, and the name of its weights if it is not the one that was loaded."""
         from gic.codec.weights import load
-        from gic.codec.zoo import names_of_model
+        from gic.codec.zoo import of_model
 
         if self.args.checkpoint is not None:
             return self.codec, None
@@ -344,13 +344,12 @@ class CodecOfFile:
             return self.codec, None
         with self._lock:
             if model not in self._others:
-                names = [] if model == self.codec.model_id else names_of_model(model)
-                threads = getattr(self.codec.networks, "threads", None)
-                self._others[model] = (
-                    (load(names[0], self.args.device, runtime=self.args.runtime, threads=threads), names[0])
-                    if names
-                    else None
-                )
+                self._others[model] = None
+                other = None if model == self.codec.model_id else of_model(model)
+                if other is not None:  # by its file: the name of one of the hub may lead to a newer revision
+                    threads = getattr(self.codec.networks, "threads", None)
+                    codec = load(other.path, self.args.device, runtime=self.args.runtime, threads=threads)
+                    self._others[model] = codec, other.name
             return self._others[model] or (self.codec, None)
 
 

@@ -11,6 +11,9 @@ _FILES = ("FILE", "FILE.md", "FOLDER", "OUT", "IN", "MASK", "PICTURE", "checkpoi
 """Placeholders of arguments that are names of files or folders."""
 
 
+Takes = Literal["", "file", "choices", "text"]
+
+
 class Argument(NamedTuple):
     """An option or argument.
 
@@ -25,7 +28,7 @@ class Argument(NamedTuple):
 
     names: tuple[str, ...]
     placeholder: str
-    takes: Literal["", "file", "choices", "text"]
+    takes: Takes
     choices: tuple[str, ...]
     repeated: bool
     text: str
@@ -58,15 +61,8 @@ def commands() -> list[Command]:
         text = line.partition(": gic ")[0]
         usage = f"gic {name} --config FILE [--KEY VALUE ...]"
         options = tuple(
-            Argument(
-                (option,),
-                "" if option == "--print_config" else "PACKAGE" if option == "--trust" else "FILE",
-                "" if option == "--print_config" else "text" if option == "--trust" else "file",
-                (),
-                option == "--trust",
-                words,
-            )
-            for option, words in TRAINING_OPTIONS.items()
+            Argument((option,), value, _takes(value), (), value == "PACKAGE", words)
+            for option, (value, words) in TRAINING_OPTIONS.items()
         )
         listed.append(Command(name, text, f"{line[0].upper()}{line[1:]}", usage, options, True))
     return listed
@@ -86,15 +82,16 @@ def _read(name: str, text: str) -> Command:
     return Command(name, text, f"{description[0].upper()}{description[1:]}", usage, arguments, False)
 
 
+def _takes(placeholder: str) -> Takes:
+    if not placeholder:
+        return ""
+    return "file" if placeholder in _FILES else "text"
+
+
 def _argument(action: Action) -> Argument:
     choices = tuple(map(str, action.choices)) if action.choices is not None else ()
     placeholder = str(action.metavar or ",".join(choices) or action.dest.upper()) if action.nargs != 0 else ""
-    if not placeholder:
-        takes: Literal["", "file", "choices", "text"] = ""
-    elif choices:
-        takes = "choices"
-    else:
-        takes = "file" if placeholder in _FILES or action.dest in _FILES else "text"
+    takes: Takes = "choices" if choices else "file" if action.dest in _FILES else _takes(placeholder)
     text = (action.help or "") % {"default": action.default} if "%" in (action.help or "") else action.help or ""
     repeated = action.nargs in ("+", "*") or type(action).__name__ == "_AppendAction"
     names = tuple(sorted(action.option_strings, key=len))

@@ -144,6 +144,21 @@ def test_the_hub_gives_weights_of_any_revision(hub_on_files: HubOnFiles) -> None
     assert gic.load("hf://someone/gic-tiny").model_id == identity(5)  # from the cache
 
 
+def test_decompress_takes_the_cached_weights_though_the_hub_has_newer_ones(
+    hub_on_files: HubOnFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to_image(picture(64, 64)).save("a.png")
+    assert run(["compress", "a.png", "--checkpoint", "hf://someone/gic-tiny"]) == 0
+    save_weights(
+        hub_on_files.repositories / "someone/gic-tiny/main/model.safetensors", small_model(8).state_dict(), CONFIG
+    )
+    capsys.readouterr()
+    assert run(["decompress", "a.gic", "-o", "b.png"]) == 0
+    assert "by the weights hf://someone/gic-tiny" in capsys.readouterr().err
+    hub_on_files.kind = "dataset"  # whose names are no weights'
+    assert run(["decompress", "a.gic", "-o", "c.png"]) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
