@@ -29,7 +29,7 @@ from PIL import Image
 from scipy.special import log_ndtr
 
 from gic.bitstream.coder import EntropyCoder, Prior, level_code
-from gic.bitstream.tables import SCALE_FIRST, SCALE_LAST, SCALE_STEP, Tables, gaussian_tables
+from gic.bitstream.tables import SCALE_FIRST, SCALE_LAST, SCALE_STEP, Tables, prior_tables
 from gic.codec.checkpoints import load_codec
 from gic.errors import FormatError, require
 from gic.models.compressor import ResidualCompressor
@@ -276,7 +276,7 @@ def main() -> None:
     if stream is not None:
         coders["constriction"] = constriction_coder
     coders |= {f"numpy, {lanes} states": lanes_coder(lanes) for lanes in (64, 256)}
-    tables = gaussian_tables(False)
+    tables = prior_tables("gaussian", False)
     pixels = x.shape[2] * x.shape[3]
     for q in LEVELS:
         code = level_code(q)

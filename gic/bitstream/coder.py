@@ -23,9 +23,9 @@ from gic.bitstream import portable
 from gic.bitstream.exact import IntegerNetwork, Layer, Product
 from gic.bitstream.refinement import STEP, Refinement
 from gic.bitstream.tables import (
+    FIRST,
     LEVELS_PER_OCTAVE,
     OFFSETS,
-    SCALE_FIRST,
     SCALE_STEP,
     SKIP_DITHER,
     SKIP_ROUND,
@@ -33,7 +33,7 @@ from gic.bitstream.tables import (
     IntArray,
     Tables,
     factorized_tables,
-    gaussian_tables,
+    prior_tables,
     scale_numbers,
 )
 from gic.errors import ConfigError
@@ -54,7 +54,7 @@ Code = int | IntArray
 
 
 class Prior(NamedTuple):
-    """The Gaussian prior of y, identical on every machine for the same z and weights.
+    """The prior of y, identical on every machine for the same z and weights.
 
     Attributes:
         mu: Means, float32, multiples of 2^-MU_BITS, (B, M, 4h, 4w).
@@ -83,6 +83,7 @@ class EntropyModel(NamedTuple):
         lapped: Whether y are coefficients of the lapped transform.
         detail: Log sigma of each detail channel, relative to its group's.
         groups: Group of each detail channel.
+        prior: Distribution of y about mu, ``gaussian`` or ``laplace``.
     """
 
     latent_channels: int
@@ -93,6 +94,7 @@ class EntropyModel(NamedTuple):
     lapped: bool = False
     detail: NDArray[Any] = np.zeros(0)
     groups: Sequence[int] = ()
+    prior: str = "gaussian"
 
     def __repr__(self) -> str:
         return f"<entropy model of {self.coded_channels} + {self.hyper_channels} channels>"
@@ -155,6 +157,7 @@ class EntropyCoder:
 
     def __init__(self, model: EntropyModel, product: Product = np.matmul) -> None:
         self.hyper_channels = model.hyper_channels
+        self._distribution = model.prior
         self._log2_sigma_max = round(math.log2(model.sigma_max) * LEVELS_PER_OCTAVE)
         m = self._means = model.latent_channels
         # After mu and log sigma of the latent channels one log sigma for each group of the detail's.
@@ -175,13 +178,21 @@ class EntropyCoder:
     def tables_hash(self) -> str:
         """SHA-256 of all that encoder and decoder must share: integer weights, tables, constants; 64 hex digits."""
         digest = hashlib.sha256()
-        constants = [LEVELS_PER_OCTAVE, MU_BITS, OFFSETS, SCALE_STEP, SCALE_FIRST, SKIP_ROUND, SKIP_DITHER]
+        constants = [
+            LEVELS_PER_OCTAVE,
+            MU_BITS,
+            OFFSETS,
+            SCALE_STEP,
+            FIRST[self._distribution],
+            SKIP_ROUND,
+            SKIP_DITHER,
+        ]
         arrays: list[NDArray[Any]] = [np.array(constants)]
         for conv in self._h_s.convolutions:
             arrays += [conv.weight, conv.bias, np.frexp(conv.scale)[1]]
         if self._detail.size:
             arrays += [np.array(self._sources), self._detail]
-        for tables in (self._z_tables, gaussian_tables(False)):
+        for tables in (self._z_tables, prior_tables(self._distribution, False)):
             arrays += [tables.low, tables.size, tables.starts]
         for array in arrays:
             digest.update(np.array(array.shape, dtype="<i8").tobytes() + array.astype("<i8").tobytes())
@@ -252,10 +263,10 @@ class EntropyCoder:
         Raises:
             ValueError: If a symbol is larger than SYMBOL_MAX or not 0 where it is not coded.
         """
-        mask, tables, gaussian = self._select(prior, code, offsets)
+        mask, numbers, tables = self._select(prior, code, offsets)
         if symbols[~mask].any():
             raise ValueError("symbols that are not coded must be 0: apply coded_mask first")
-        return gaussian.encode(tables, symbols[mask])
+        return tables.encode(numbers, symbols[mask])
 
     def decode_y(self, data: bytes, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> IntArray:
         """Undo :meth:`encode_y`.
@@ -263,15 +274,15 @@ class EntropyCoder:
         Raises:
             FormatError: If the data are found to be damaged.
         """
-        mask, tables, gaussian = self._select(prior, code, offsets)
+        mask, numbers, tables = self._select(prior, code, offsets)
         symbols = np.zeros(mask.shape, dtype=np.int32)
-        symbols[mask] = gaussian.decode(data, tables)
+        symbols[mask] = tables.decode(data, numbers)
         return symbols
 
     def bits_y(self, symbols: IntArray, prior: Prior, code: Code, offsets: NDArray[np.uint8] | None = None) -> float:
         """Code length of y, in bits, within 4 bytes of what :meth:`encode_y` writes; what is not coded costs 0."""
-        mask, tables, gaussian = self._select(prior, code, offsets)
-        return gaussian.length(tables, symbols[mask])
+        mask, numbers, tables = self._select(prior, code, offsets)
+        return tables.length(numbers, symbols[mask])
 
     def refinement(self, prior: Prior, code: Code, coarse: IntArray) -> Refinement:
         """What a progressive file adds at the level of ``code`` to the level three times as coarse.
@@ -289,6 +300,7 @@ class EntropyCoder:
             self.coded_mask(prior, code + STEP, False),
             self.coded_mask(prior, code, False),
             np.broadcast_to(self._importance[:, SUPER_BLOCK * rows + columns], log2_sigma.shape),
+            self._distribution,
         )
 
     def _select(
@@ -298,7 +310,7 @@ class EntropyCoder:
         dither = offsets is not None
         mask = self.coded_mask(prior, code, dither)
         # sigma / q to the nearest scale, in integers.
-        tables = scale_numbers((prior.log2_sigma - code)[mask])
+        numbers = scale_numbers((prior.log2_sigma - code)[mask], self._distribution)
         if offsets is not None:
-            tables = tables * OFFSETS + offsets[mask]
-        return mask, tables, gaussian_tables(dither)
+            numbers = numbers * OFFSETS + offsets[mask]
+        return mask, numbers, prior_tables(self._distribution, dither)

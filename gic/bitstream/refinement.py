@@ -3,8 +3,8 @@
 The grids around mu with the steps 3q and q nest: symbol k at level q lies in the cell of symbol k_3 = round(k / 3) at
 3q, so that k = 3 k_3 + d with d in {-1, 0, 1}. A file that holds k_3 goes on with d.
 
-**Probabilities.** The prior's tables are Gaussian. What k_3 leaves open follows a Laplace distribution of the same
-sigma more closely, and takes fewer bits so (docs/progressive.md). With s = sigma / q and
+**Probabilities.** Whatever the prior of the weights, what k_3 leaves open follows a Laplace distribution of sigma: more
+closely than a Gaussian, so that it takes fewer bits (docs/progressive.md). With s = sigma / q and
 t = exp(-sqrt(2) / s) its three thirds have, from the one next to mu outwards, the probabilities
 
     k_3 != 0:   (1, t, t^2) / (1 + t + t^2)
@@ -28,7 +28,7 @@ from gic.bitstream import portable
 from gic.bitstream.tables import (
     IntArray,
     Tables,
-    gaussian,
+    distributions,
     scale_numbers,
     scales,
 )
@@ -42,7 +42,7 @@ _LEAST = 2.0**-60  # of a probability whose logarithm is taken
 
 
 class _Thirds(NamedTuple):
-    """Tables of d, away from mu, two for each scale: k_3 = 0 and k_3 != 0; then the Gaussian ones of a first level."""
+    """Tables of d, away from mu, two for each scale: k_3 = 0 and k_3 != 0; then those of a first level."""
 
     tables: Tables
     value: NDArray[np.int64]
@@ -50,8 +50,8 @@ class _Thirds(NamedTuple):
 
 
 @cache
-def _thirds() -> _Thirds:
-    s = scales()
+def _thirds(prior: str) -> _Thirds:
+    s = scales(prior)
     root = portable.exp(-_SQRT_2 / (2 * s))  # t^(1/2)
     t = root * root
     side = (root - root * t) / (2 * (1 - root * t))
@@ -64,7 +64,7 @@ def _thirds() -> _Thirds:
     value = np.floor(10 * _LOG2_E * portable.log(variance / entropy) + 0.5).astype(np.int64)
     p = p.reshape(-1, 3)
     cdf = np.stack([np.zeros(len(p)), p[:, 0], p[:, 0] + p[:, 1], np.ones(len(p))], 1)
-    first = gaussian(s, np.zeros(len(s)), 0.5)
+    first = distributions(prior, s, np.zeros(len(s)), 0.5)
     low, size = np.full(len(p), -1), np.full(len(p), 3)
     tables = Tables(
         np.concatenate([low, first.low]), np.concatenate([size, first.size]), np.concatenate([cdf.ravel(), first.cdf])
@@ -81,6 +81,7 @@ class Refinement:
         known: Which elements were coded at 3q, like ``ratio``.
         coded: Which are coded at q; those that were not before are coded with the tables of a first level.
         importance: Of an error of each element, in tenths of an octave, like ``ratio``.
+        prior: Distribution of y about mu, ``gaussian`` or ``laplace``.
 
     Attributes:
         order: Indices of the elements into the flattened y, the first to come first.
@@ -94,10 +95,13 @@ class Refinement:
         known: NDArray[np.bool_],
         coded: NDArray[np.bool_],
         importance: NDArray[np.int64],
+        prior: str = "gaussian",
     ) -> None:
-        scale = scale_numbers(ratio)
-        table = np.where(known, 2 * scale + (coarse != 0), _first_tables() + scale)
-        value = (_thirds().value[2 * scale + (coarse != 0)] + importance).ravel()
+        scale = scale_numbers(ratio, prior)
+        thirds = _thirds(prior)
+        self._tables = thirds.tables
+        table = np.where(known, 2 * scale + (coarse != 0), len(thirds.value) + scale)
+        value = (thirds.value[2 * scale + (coarse != 0)] + importance).ravel()
         candidates = np.flatnonzero(coded)
         self.order = candidates[np.argsort(-value[candidates], kind="stable")]
         self.value = value[self.order]
@@ -117,7 +121,7 @@ class Refinement:
 
     def lengths(self, symbols: IntArray) -> NDArray[np.float64]:
         """Code length of each element, in bits, in their order."""
-        return _thirds().tables.lengths(self._table, self._events(symbols))
+        return self._tables.lengths(self._table, self._events(symbols))
 
     def encode(self, symbols: IntArray, start: int, stop: int) -> bytes:
         """Code the elements ``order[start:stop]``.
@@ -130,7 +134,7 @@ class Refinement:
         Raises:
             ValueError: If a symbol does not lie in the cell of its coarser one, or is larger than SYMBOL_MAX.
         """
-        return _thirds().tables.encode(self._table[start:stop], self._events(symbols)[start:stop])
+        return self._tables.encode(self._table[start:stop], self._events(symbols)[start:stop])
 
     def decode(self, data: bytes, start: int, stop: int, size: int | None = None) -> tuple[IntArray, IntArray]:
         """Undo :meth:`encode`.
@@ -151,17 +155,12 @@ class Refinement:
         if np.abs(self._coarse[start:stop]).max(initial=0) > _COARSE_MAX:
             raise FormatError("the entropy-coded data are damaged: a symbol is too large")
         if size is None:
-            events = _thirds().tables.decode(data, tables)
+            events = self._tables.decode(data, tables)
             found = np.ones(len(events), bool)
         else:
-            events, found = _thirds().tables.decode_available(data, size, tables)
+            events, found = self._tables.decode_available(data, size, tables)
         at = slice(start, start + len(events))
         if np.abs(events[self._known[at]]).max(initial=0) > 1:
             raise FormatError("the entropy-coded data are damaged: a refinement is too large")
         symbols = (self._sign[at] * events + 3 * self._coarse[at]).astype(np.int32)
         return self.order[at][found], symbols[found]
-
-
-def _first_tables() -> int:
-    """Number of the first Gaussian table."""
-    return len(_thirds().value)

@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from gic.errors import ConfigError
 from gic.method.samplers import Realism
 from gic.method.sde import level
-from gic.models.entropy_model import FactorizedPrior, LevelGaussian
+from gic.models.entropy_model import FactorizedPrior, LevelGaussian, LevelLaplace
 from gic.models.hyper import HyperAnalysis, HyperSynthesis
 from gic.models.lapped import LappedTransform
 from gic.models.layers import LowerBound
 from gic.models.linear_start import PRIOR_SLOPE, begin_linear
 from gic.models.lot import SideChannels
-from gic.models.ranges import LAPPED_SIGMA_MAX, SIGMA_MAX, SIGMA_MIN
+from gic.models.ranges import LAPPED_SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, Prior, check_prior
 from gic.models.transforms import Analysis, Block, Synthesis, initialise
 
 
@@ -83,10 +83,12 @@ class Compressor(nn.Module):
             channel. At coarse steps they cost almost nothing.
         hyper_activity: Give h_a, beside y, the activity: the logarithm of the magnitude of each group of channels. At
             the start z is its mean and sigma follows z, which saves training steps. Needs the lapped transform.
+        prior: Distribution of y about mu with which files are coded, ``gaussian`` or ``laplace``. The reverse flow
+            takes it for Gaussian (DESIGN 4), and U learns the difference.
 
     Raises:
-        ConfigError: If there are more channels than the lapped transform has, a network has no ``stride``, or
-            there are detail channels without the lapped transform or with too few others.
+        ConfigError: If there are more channels than the lapped transform has, a network has no ``stride``, the prior
+            is neither of the two, or there are detail channels without the lapped transform or with too few others.
     """
 
     membership: Tensor
@@ -104,6 +106,7 @@ class Compressor(nn.Module):
         lapped: bool = False,
         detail_channels: int = 0,
         hyper_activity: bool = False,
+        prior: Prior = "gaussian",
     ) -> None:
         super().__init__()
         channels = SideChannels.of(latent_channels, lapped, detail_channels, hyper_activity)
@@ -148,7 +151,8 @@ class Compressor(nn.Module):
                     detail_groups=self.groups,
                 )
         self.prior_z = FactorizedPrior(hyper_channels, slope=PRIOR_SLOPE if hyper_activity else None)
-        self.prior_y = LevelGaussian()
+        self.prior = check_prior(prior)
+        self.prior_y = LevelLaplace() if prior == "laplace" else LevelGaussian()
         self.lower = LowerBound(math.log(SIGMA_MIN))
         self.upper = LowerBound(-math.log(LAPPED_SIGMA_MAX if lapped else SIGMA_MAX))
 
@@ -285,6 +289,7 @@ class ResidualCompressor(Compressor):
         lapped: As in :class:`Compressor`, and the three below.
         detail_channels: Coefficients of higher frequencies that bypass the networks.
         hyper_activity: Give h_a the activity of each group of channels.
+        prior: Distribution of y about mu, ``gaussian`` or ``laplace``.
 
     Raises:
         ConfigError: If there are more channels than the lapped transform has, too many realistic stages, or detail
@@ -311,6 +316,7 @@ class ResidualCompressor(Compressor):
         lapped: bool = False,
         detail_channels: int = 0,
         hyper_activity: bool = False,
+        prior: Prior = "gaussian",
     ) -> None:
         m, n = latent_channels, hyper_channels
         groups, seen = (
@@ -321,4 +327,4 @@ class ResidualCompressor(Compressor):
         h_a, h_s = HyperAnalysis(m + seen, n), HyperSynthesis(n, 2 * m + groups)
         for network in (g_a, g_s.layers, h_a, h_s):
             initialise(network)
-        super().__init__(g_a, g_s, h_a, h_s, m, n, gain, lapped, detail_channels, hyper_activity)
+        super().__init__(g_a, g_s, h_a, h_s, m, n, gain, lapped, detail_channels, hyper_activity, prior)

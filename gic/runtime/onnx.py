@@ -22,12 +22,20 @@ from gic.bitstream.tables import FactorizedWeights
 from gic.errors import ConfigError, require, words_of
 from gic.method.samplers import Denoiser, Flow, Sampler, reverse, sampler_of
 from gic.models import lot
-from gic.models.ranges import D_SIGMA_MAX, LAPPED_SIGMA_MAX, LIKELIHOOD_MIN, SCALE_MIN, SIGMA_MAX, SIGMA_MIN
+from gic.models.ranges import (
+    D_SIGMA_MAX,
+    LAPPED_SIGMA_MAX,
+    LIKELIHOOD_MIN,
+    SCALE_MIN,
+    SCALE_MIN_LAPLACE,
+    SIGMA_MAX,
+    SIGMA_MIN,
+)
 from gic.runtime import description, layers
 from gic.runtime.graph import Graph
 from gic.runtime.layers import Conv, Gated, LeakyRelu, LevelBlock, Node, Residual, UNet
 from gic.runtime.networks import About, FloatArray, Latent, Networks, WayBack, digest
-from gic.runtime.parts import HYPER_STRIDE, KNOWN, Codec, Part
+from gic.runtime.parts import HYPER_STRIDE, KNOWN, Codec, Compressor, Part
 from gic.runtime.posterior import truncated_normal_mean
 from gic.runtime.threads import available_threads
 
@@ -69,7 +77,7 @@ class OnnxNetworks(Networks):
         side = lot.SideChannels.of(c.latent_channels, c.lapped, c.detail_channels, c.hyper_activity)
         self._seen = np.array(side.seen, int)
         self._lot = lot.lot(c.latent_channels + c.detail_channels) if c.lapped else None
-        bounds = _bounds(state, c.lapped)
+        bounds = _bounds(state, c)
         highest = float(bounds["compressor.upper.bound"][0])
         self.about = About(
             part.q_min,
@@ -107,7 +115,15 @@ class OnnxNetworks(Networks):
         ]
         detail = state["compressor.detail"] if groups else np.zeros(0)
         return EntropyModel(
-            c.latent_channels, c.hyper_channels, h_s, FactorizedWeights(*prior), sigma_max, c.lapped, detail, groups
+            c.latent_channels,
+            c.hyper_channels,
+            h_s,
+            FactorizedWeights(*prior),
+            sigma_max,
+            c.lapped,
+            detail,
+            groups,
+            c.prior,
         )
 
     # --- the networks -----------------------------------------------------------------------------------------
@@ -435,14 +451,14 @@ def _complete(state: Mapping[str, NDArray[Any]], part: Codec) -> dict[str, NDArr
     return present
 
 
-def _bounds(state: Mapping[str, NDArray[Any]], lapped: bool) -> dict[str, NDArray[np.float32]]:
+def _bounds(state: Mapping[str, NDArray[Any]], part: Compressor) -> dict[str, NDArray[np.float32]]:
     """Bounds of the prior, see :class:`gic.models.layers.LowerBound`: weights of version 0.4 and earlier hold them."""
     bounds = {
         "compressor.lower": math.log(SIGMA_MIN),
-        "compressor.upper": -math.log(LAPPED_SIGMA_MAX if lapped else SIGMA_MAX),
+        "compressor.upper": -math.log(LAPPED_SIGMA_MAX if part.lapped else SIGMA_MAX),
         "compressor.prior_z.likelihood_lower_bound": LIKELIHOOD_MIN,
         "compressor.prior_y.likelihood_lower_bound": LIKELIHOOD_MIN,
-        "compressor.prior_y.lower_bound_scale": SCALE_MIN,
+        "compressor.prior_y.lower_bound_scale": SCALE_MIN if part.prior == "gaussian" else SCALE_MIN_LAPLACE,
     }
     given = {name: state[f"{name}.bound"][0] if f"{name}.bound" in state else value for name, value in bounds.items()}
     return {f"{name}.bound": np.array([value], np.float32) for name, value in given.items()}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from gic.errors import ConfigError
 from gic.method.samplers import SAMPLERS, Sampler
 from gic.models.lot import BLOCK, SideChannels, lot
-from gic.models.ranges import check_settings
+from gic.models.ranges import Prior, check_prior, check_settings
 
 Block = Literal["residual", "bottleneck"]
 
@@ -97,9 +97,11 @@ class Compressor(Part):
     lapped: bool = False
     detail_channels: int = 0
     hyper_activity: bool = False
+    prior: Prior = "gaussian"
 
     def __post_init__(self) -> None:
-        """Check what the lapped transform needs."""
+        """Check the prior, and what the lapped transform needs."""
+        check_prior(self.prior)
         m, detail = self.latent_channels, self.detail_channels
         SideChannels.of(m, self.lapped, detail, self.hyper_activity)
         if self.lapped and max(lot(m + detail).means) >= m and detail:
@@ -127,6 +129,7 @@ class ResidualCompressor(Compressor):
         lapped: bool = False,
         detail_channels: int = 0,
         hyper_activity: bool = False,
+        prior: Prior = "gaussian",
     ) -> None:
         m, n = latent_channels, hyper_channels
         groups, seen = (len(set(each)) for each in SideChannels.of(m, lapped, detail_channels, hyper_activity))
@@ -141,6 +144,7 @@ class ResidualCompressor(Compressor):
             lapped,
             detail_channels,
             hyper_activity,
+            prior,
         )
 
 

@@ -161,6 +161,7 @@ def entropy_model(compressor: Compressor) -> EntropyModel:
         compressor.lapped is not None,
         np.zeros(0) if detail is None else _array(detail),
         compressor.groups,
+        compressor.prior,
     )
 
 

@@ -33,7 +33,7 @@ from gic.bitstream.tables import (
     Tables,
     dither_values,
     factorized_tables,
-    gaussian_tables,
+    prior_tables,
 )
 from gic.errors import ConfigError, FormatError
 from gic.models import codec as model
@@ -145,8 +145,8 @@ def test_the_skipped_elements_are_those_of_the_model() -> None:
 
 def all_tables(compressor: ResidualCompressor) -> dict[str, Tables]:
     return {
-        "round": gaussian_tables(False),
-        "dither": gaussian_tables(True),
+        "round": prior_tables("gaussian", False),
+        "dither": prior_tables("gaussian", True),
         "z": factorized_tables(entropy_model(compressor).prior_z),
     }
 
@@ -163,7 +163,7 @@ def test_tables_rise_strictly_and_end_at_the_total(compressor: ResidualCompresso
 
 @pytest.mark.parametrize("dither", [False, True])
 def test_gaussian_tables_cost_little_more_than_the_entropy(dither: bool) -> None:
-    tables = gaussian_tables(dither)
+    tables = prior_tables("gaussian", dither)
     for table in range(0, len(tables), 177 if dither else 13):
         scale = 2 ** ((SCALE_FIRST + SCALE_STEP * (table // OFFSETS if dither else table)) / LEVELS_PER_OCTAVE)
         u = float(dither_values(np.array(table % OFFSETS))) if dither else 0.0
@@ -549,7 +549,7 @@ def test_any_symbols_round_trip(coder: EntropyCoder, magnitude: int, dither: boo
 
 
 def test_a_single_element_and_table_edges_round_trip() -> None:
-    tables = gaussian_tables(False)
+    tables = prior_tables("gaussian", False)
     for table in range(0, len(tables), 7):
         index = np.array([table])
         radius = -int(tables.low[table])
@@ -560,7 +560,7 @@ def test_a_single_element_and_table_edges_round_trip() -> None:
 
 def test_the_length_of_each_symbol_is_what_it_adds() -> None:
     """Inside a table and outside it, where each doubling of the distance takes one more head bit and one more digit."""
-    tables = gaussian_tables(False)
+    tables = prior_tables("gaussian", False)
     for table in range(0, len(tables), 7):
         radius = -int(tables.low[table])
         own = [
@@ -675,7 +675,7 @@ def test_damaged_payloads_give_symbols_or_a_format_error(coder: EntropyCoder, di
 
 def test_the_worst_payload_takes_bounded_time() -> None:
     """Nothing but escapes, as long as they come."""
-    tables = gaussian_tables(False)
+    tables = prior_tables("gaussian", False)
     index = np.zeros(20_000, np.int64)
     data = tables.encode(index, np.full(20_000, SYMBOL_MAX, np.int32))
     start = time.perf_counter()
@@ -712,7 +712,7 @@ def test_golden() -> None:
     offsets = (formula(shape, 9, 16.0).numpy() + 8).astype(np.uint8)
     y = np.where(coder.coded_mask(prior, 100, False), symbols, 0)
     dithered = np.where(coder.coded_mask(prior, 100, True), symbols, 0)
-    dither = gaussian_tables(True)
+    dither = prior_tables("gaussian", True)
     found = {
         "tables": coder.tables_hash[:16],
         "mu": sha(prior.mu.astype("<f4")),

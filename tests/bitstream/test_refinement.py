@@ -17,7 +17,7 @@ from small import lapped_model, picture, small_codec, small_model
 from gic.bitstream import rans
 from gic.bitstream.coder import EntropyCoder, Prior, level_field, level_value
 from gic.bitstream.refinement import STEP, Refinement, _thirds
-from gic.bitstream.tables import SCALE_FIRST, SCALE_STEP, SYMBOL_MAX, Tables, gaussian_tables, scales
+from gic.bitstream.tables import SCALE_FIRST, SCALE_STEP, SYMBOL_MAX, Tables, prior_tables, scales
 from gic.errors import FormatError
 from gic.method import sde
 from gic.models.lapped import LappedTransform
@@ -281,7 +281,7 @@ def test_elements_first_coded_at_the_finer_level_have_the_tables_of_a_first_leve
     new = ~known.flat[refinement.order]
     assert 10 < new.sum() < len(new)
     ours: Tables = _thirds().tables
-    first = gaussian_tables(False)
+    first = prior_tables("gaussian", False)
     assert np.array_equal(ours.size[-len(first) :], first.size)
     row = slice(ours.first[-1 - len(first)], None)
     assert np.array_equal(ours.frequencies[row], first.frequencies)
