@@ -37,7 +37,7 @@ FIRST = {"gaussian": SCALE_FIRST, "laplace": SKIP_ROUND}
 every zero 0.002 bits at 0.11."""
 SKIP_DITHER = round(math.log2(SKIP_BELOW) * LEVELS_PER_OCTAVE)
 """Under ``dither``, elements with sigma / q below SKIP_BELOW, 0.11, are not coded."""
-_TAIL = {"gaussian": 4.3, "laplace": 7.0}  # half width of the tables of y, in units of sigma
+_TAIL = {"gaussian": 4.3, "laplace": 5.5}  # half width of the tables of y, in units of sigma
 _SQRT_2 = float.fromhex("0x1.6a09e667f3bcdp+0")
 _TAIL_LOGIT = 11.0  # the same of z's tables: a probability of 2e-5
 _Z_TABLE_MAX = 2048

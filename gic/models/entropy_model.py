@@ -1,4 +1,4 @@
-"""Entropy models: the factorised prior of z, and the Gaussian or Laplace distribution of y at any level q (DESIGN 5)."""
+"""Entropy models: the factorised prior of z, and the Gaussian or Laplace prior of y at any level q (DESIGN 5)."""
 
 from __future__ import annotations
 

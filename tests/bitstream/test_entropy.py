@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy import special
+from scipy import special, stats
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -22,9 +22,9 @@ from gic.bitstream import exact, portable, rans
 from gic.bitstream.coder import CODE_MAX, CODE_MIN, EntropyCoder, Prior, level_code, level_value
 from gic.bitstream.exact import EXACT_SUM, INPUT_MAX, IntegerNetwork
 from gic.bitstream.tables import (
+    FIRST,
     LEVELS_PER_OCTAVE,
     OFFSETS,
-    SCALE_FIRST,
     SCALE_STEP,
     SKIP_DITHER,
     SKIP_ROUND,
@@ -41,6 +41,8 @@ from gic.models.compressor import ResidualCompressor
 from gic.runtime.pytorch import entropy_model, layers_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration")  # on switching oneDNN off
+
+LAPLACE = stats.laplace(scale=0.5**0.5)  # of a standard deviation of 1
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +147,7 @@ def test_the_skipped_elements_are_those_of_the_model() -> None:
 
 def all_tables(compressor: ResidualCompressor) -> dict[str, Tables]:
     return {
-        "round": prior_tables("gaussian", False),
-        "dither": prior_tables("gaussian", True),
+        **{f"{prior}, {dither}": prior_tables(prior, dither) for prior in FIRST for dither in (False, True)},
         "z": factorized_tables(entropy_model(compressor).prior_z),
     }
 
@@ -162,13 +163,14 @@ def test_tables_rise_strictly_and_end_at_the_total(compressor: ResidualCompresso
 
 
 @pytest.mark.parametrize("dither", [False, True])
-def test_gaussian_tables_cost_little_more_than_the_entropy(dither: bool) -> None:
-    tables = prior_tables("gaussian", dither)
+@pytest.mark.parametrize("prior", FIRST)
+def test_tables_of_y_cost_little_more_than_the_entropy(prior: str, dither: bool) -> None:
+    tables, cdf = prior_tables(prior, dither), {"gaussian": special.ndtr, "laplace": LAPLACE.cdf}[prior]
     for table in range(0, len(tables), 177 if dither else 13):
-        scale = 2 ** ((SCALE_FIRST + SCALE_STEP * (table // OFFSETS if dither else table)) / LEVELS_PER_OCTAVE)
+        scale = 2 ** ((FIRST[prior] + SCALE_STEP * (table // OFFSETS if dither else table)) / LEVELS_PER_OCTAVE)
         u = float(dither_values(np.array(table % OFFSETS))) if dither else 0.0
         k = np.arange(tables.size[table]) + tables.low[table]
-        p = special.ndtr((k + u + 0.5) / scale) - special.ndtr((k + u - 0.5) / scale)
+        p = cdf((k + u + 0.5) / scale) - cdf((k + u - 0.5) / scale)
         entropy = -(p * np.log2(np.maximum(p, 1e-300))).sum()
         cost = (p * tables.bits[tables.first[table] : tables.first[table + 1] - 1]).sum()
         assert cost - entropy < 2e-4 + 1.5e-3 * entropy
@@ -299,19 +301,46 @@ def test_the_prior_is_practically_the_trained_network_s(compressor: ResidualComp
     assert sigma.min() < 0.06 and sigma.max() > 4  # the test sees a wide range
 
 
+def with_prior(prior: str, compressor: ResidualCompressor) -> ResidualCompressor:
+    """The same weights with another distribution of y."""
+    sizes = {"latent_channels": 24, "hyper_channels": 32, "prior": prior}
+    other = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 0), **sizes).eval()  # type: ignore[arg-type]
+    other.load_state_dict(compressor.state_dict())
+    return other
+
+
+def test_symbols_of_a_laplace_prior_take_fewer_bits_with_its_tables(compressor: ResidualCompressor) -> None:
+    z = random_z(height=8, width=8)
+    coders = {prior: EntropyCoder(entropy_model(with_prior(prior, compressor))) for prior in FIRST}
+    for code, offsets in ((0, None), (2048, None), (1024, np.arange(OFFSETS, dtype=np.uint8))):
+        prior = coders["laplace"].prior(z)
+        y = LAPLACE.rvs(prior.mu.shape, np.random.default_rng(0)) * prior.sigma / level_value(code)
+        if offsets is not None:
+            offsets = np.resize(offsets, y.shape)
+            y -= dither_values(offsets)
+        symbols = np.where(coders["laplace"].coded_mask(prior, code, offsets is not None), np.round(y), 0)
+        symbols = symbols.astype(np.int32)
+        data = {name: coder.encode_y(symbols, prior, code, offsets) for name, coder in coders.items()}
+        assert len(data["laplace"]) < 0.98 * len(data["gaussian"])
+        for name, coder in coders.items():
+            assert np.array_equal(coder.decode_y(data[name], prior, code, offsets), symbols)
+    assert coders["laplace"].tables_hash != coders["gaussian"].tables_hash
+
+
+@pytest.mark.parametrize("prior", FIRST)
 @pytest.mark.parametrize("code", [0, 1024, 2048])
 @torch.no_grad()
-def test_files_are_as_short_as_the_float_model_says(
-    compressor: ResidualCompressor, coder: EntropyCoder, code: int
-) -> None:
+def test_files_are_as_short_as_the_float_model_says(compressor: ResidualCompressor, prior: str, code: int) -> None:
+    compressor = with_prior(prior, compressor)
+    coder = EntropyCoder(entropy_model(compressor))
     z = random_z(height=8, width=8)
-    prior = coder.prior(z)
+    exact = coder.prior(z)
     mu, sigma = compressor.hyper_synthesis(torch.from_numpy(z).float())
     q = torch.tensor(level_value(code))
-    symbols, _ = random_y(coder, prior, code, False)
+    symbols, _ = random_y(coder, exact, code, False)
     p = compressor.prior_y(mu.double() + q * torch.from_numpy(symbols), q, mu.double(), sigma.double())
     ideal = float(-torch.log2(p).sum())
-    assert abs(coder.bits_y(symbols, prior, code) - ideal) < 2e-3 * ideal
+    assert abs(coder.bits_y(symbols, exact, code) - ideal) < 2e-3 * ideal
     _, p = compressor.prior_z(torch.from_numpy(z).float())
     assert abs(coder.bits_z(z) / float(-torch.log2(p).sum()) - 1) < 5e-3
 

@@ -182,7 +182,7 @@ def test_a_code_of_a_symbol_outside_its_cell_is_damaged(step: int) -> None:
     refinement, _, symbols, known, _ = scene()
     steps = refinement._events(symbols)[:90]
     steps[np.flatnonzero(known.flat[refinement.order])[5]] = step
-    data = _thirds().tables.encode(refinement._table[:90], steps)
+    data = _thirds("gaussian").tables.encode(refinement._table[:90], steps)
     with pytest.raises(FormatError, match="a refinement is too large"):
         refinement.decode(data, 0, 90)
 
@@ -224,7 +224,7 @@ def test_garbage_gives_symbols_in_their_cells_or_a_format_error() -> None:
 
 
 def test_the_thirds_are_those_of_a_laplace_distribution_and_sum_to_one() -> None:
-    tables = _thirds().tables
+    tables = _thirds("gaussian").tables
     assert (np.add.reduceat(tables.frequencies, tables.first[:-1]) == rans.TOTAL).all()
     assert tables.frequencies.min() >= 1
     for number, s in enumerate(scales()):
@@ -238,7 +238,7 @@ def test_the_thirds_are_those_of_a_laplace_distribution_and_sum_to_one() -> None
 
 def test_golden() -> None:
     """Files written by any version with these numbers stay readable: a change here is a new file format."""
-    ours = _thirds()
+    ours = _thirds("gaussian")
     tables = ours.tables
     digest = hashlib.sha256()
     for numbers in (tables.low, tables.size, tables.starts, ours.value, np.array(importance(192))):
@@ -261,7 +261,7 @@ def test_numbers_of_tables_and_values_lie_far_from_where_they_would_be_rounded_o
 
 
 def test_the_value_is_the_squared_error_saved_per_bit() -> None:
-    value = _thirds().value.reshape(-1, 2)
+    value = _thirds("gaussian").value.reshape(-1, 2)
     for number in range(16, len(value), 9):
         s = float(scales()[number])
         for away, first in ((0, -1.5), (1, 1.5)):
@@ -280,13 +280,24 @@ def test_elements_first_coded_at_the_finer_level_have_the_tables_of_a_first_leve
     refinement, _, symbols, known, _ = scene()
     new = ~known.flat[refinement.order]
     assert 10 < new.sum() < len(new)
-    ours: Tables = _thirds().tables
+    ours: Tables = _thirds("gaussian").tables
     first = prior_tables("gaussian", False)
     assert np.array_equal(ours.size[-len(first) :], first.size)
     row = slice(ours.first[-1 - len(first)], None)
     assert np.array_equal(ours.frequencies[row], first.frequencies)
     # sigma / q lies below 0.055 x 3 there: nearly all are 0, and cost little.
     assert refinement.lengths(np.where(known, symbols, 0))[new].max() < 0.5
+
+
+def test_a_laplace_prior_has_first_tables_of_its_own_and_the_same_thirds() -> None:
+    ours, gaussian = _thirds("laplace"), _thirds("gaussian")
+    wider = len(scales("laplace")) - len(scales())  # it has further, smaller scales
+    assert wider == 16 and np.array_equal(ours.value[2 * wider :], gaussian.value)
+    first = prior_tables("laplace", False)
+    assert np.array_equal(ours.tables.size[-len(first) :], first.size)
+    assert np.array_equal(ours.tables.frequencies[slice(ours.tables.first[-1 - len(first)], None)], first.frequencies)
+    thirds = ours.tables.frequencies[: ours.tables.first[2 * len(scales("laplace"))]].reshape(-1, 4)
+    assert np.array_equal(thirds[2 * wider :], gaussian.tables.frequencies[: 8 * len(scales())].reshape(-1, 4))
 
 
 def test_the_most_valuable_come_first_and_equal_ones_in_their_order() -> None:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from gic.errors import ConfigError
 from gic.method import sde
 from gic.models.compressor import Compressor, Latents, ResidualCompressor
-from gic.models.entropy_model import FactorizedPrior, LevelGaussian
+from gic.models.entropy_model import FactorizedPrior, LevelGaussian, LevelLaplace
 from gic.models.ranges import SIGMA_MAX, SIGMA_MIN
 from gic.models.transforms import Block
 
 # CompressAI keeps its bounds in float32.
-SMALLEST_RATIO = 0.11  # of sigma to q, that the Gaussian conditional distinguishes
+SMALLEST_RATIO = {LevelGaussian: 0.11, LevelLaplace: 0.055}  # of sigma to q, that the conditional distinguishes
+LAWS = {LevelGaussian: stats.norm(), LevelLaplace: stats.laplace(scale=0.5**0.5)}  # of a standard deviation of 1
 LEAST_LIKELIHOOD = 1e-9
 
 
@@ -37,31 +38,35 @@ def images(count: int = 2, height: int = 64, width: int = 128, seed: int = 0) ->
 # --- the prior of y ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", LAWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("q", [0.25, 1.0, 7.3])
 @pytest.mark.parametrize("mu", [0.0, -2.7])
-def test_the_likelihood_of_a_symbol_is_the_normal_law_of_its_cell(dtype: torch.dtype, q: float, mu: float) -> None:
+def test_the_likelihood_of_a_symbol_is_the_law_of_its_cell(
+    kind: type[nn.Module], dtype: torch.dtype, q: float, mu: float
+) -> None:
     grid = list(itertools.product(np.geomspace(0.02, 200, 25), np.linspace(-8, 8, 33)))
     sigma = q * torch.tensor([ratio for ratio, _ in grid], dtype=dtype)[None]
     y_q = mu + q * torch.tensor([offset for _, offset in grid], dtype=dtype)[None]
-    prior = LevelGaussian().to(dtype)
+    prior, law = kind().to(dtype), LAWS[kind]
     p = prior(y_q, torch.full((1, 1), q, dtype=dtype), torch.full_like(y_q, mu), sigma)[0].double().numpy()
-    scale = np.maximum(sigma[0].double().numpy(), SMALLEST_RATIO * q)
+    scale = np.maximum(sigma[0].double().numpy(), SMALLEST_RATIO[kind] * q)
     near = np.abs(y_q[0].double().numpy() - mu)  # mirrored, so that both ends lie where the distribution is accurate
-    expected = stats.norm.sf((near - q / 2) / scale) - stats.norm.sf((near + q / 2) / scale)
+    expected = law.sf((near - q / 2) / scale) - law.sf((near + q / 2) / scale)
     tolerance = 2e-4 if dtype == torch.float32 else 1e-7
     assert np.allclose(p, np.maximum(expected, LEAST_LIKELIHOOD), rtol=tolerance, atol=tolerance * LEAST_LIKELIHOOD)
 
 
+@pytest.mark.parametrize("kind", LAWS)
 @pytest.mark.parametrize("ratio", [0.11, 0.3, 1.0, 5.0, 60.0])
 @pytest.mark.parametrize("u", [0.0, 0.5, -0.31])
-def test_the_likelihoods_of_all_symbols_sum_to_one_on_any_grid(ratio: float, u: float) -> None:
+def test_the_likelihoods_of_all_symbols_sum_to_one_on_any_grid(kind: type[nn.Module], ratio: float, u: float) -> None:
     q, mu = 2.5, 0.77
-    reach = math.ceil(8 * ratio) + 2
+    reach = math.ceil(20 * ratio) + 2
     symbols = torch.arange(-reach, reach + 1, dtype=torch.float64)[None]
     y_q = sde.dequantize(symbols, q, mu, u)
     sigma = torch.full_like(y_q, ratio * q)
-    p = LevelGaussian().double()(y_q, torch.full((1, 1), q, dtype=torch.float64), torch.full_like(y_q, mu), sigma)
+    p = kind().double()(y_q, torch.full((1, 1), q, dtype=torch.float64), torch.full_like(y_q, mu), sigma)
     assert float(p.sum()) == pytest.approx(1.0, abs=2 * reach * LEAST_LIKELIHOOD + 1e-12)
 
 
@@ -80,15 +85,29 @@ def test_the_rate_of_additive_noise_is_the_rate_of_dither() -> None:
     assert bool((difference.abs() < 4.5 * deviation).all())
 
 
-def test_the_rate_of_rounding_is_the_entropy_at_every_level() -> None:
+@pytest.mark.parametrize("kind", LAWS)
+def test_the_rate_of_rounding_is_the_entropy_at_every_level(kind: type[nn.Module]) -> None:
     """The prior is right here, so that the mean code length is the entropy of the symbols."""
-    y = 2 * torch.randn(3, 200_000, generator=torch.Generator().manual_seed(0))
+    y = torch.from_numpy(2 * LAWS[kind].rvs((3, 200_000), np.random.default_rng(0)))
     q = torch.tensor([0.5, 2.0, 8.0])
     y_q = sde.forward(y, q, quantizer="round")
-    bits = -torch.log2(LevelGaussian()(y_q, q[:, None], torch.zeros_like(y), torch.full_like(y, 2.0))).mean(1)
+    bits = -torch.log2(kind()(y_q, q[:, None], torch.zeros_like(y), torch.full_like(y, 2.0))).mean(1)
     for i in range(3):
         _, counts = torch.unique(y_q[i], return_counts=True)
         assert float(bits[i]) == pytest.approx(stats.entropy(counts.numpy(), base=2), abs=0.01)
+
+
+def test_gradients_of_the_laplace_distribution_are_finite_wherever_a_symbol_lies() -> None:
+    distance = torch.tensor([0.0, 0.3, 0.5, 0.5000001, 1.0, 50.0, 1e4, -1e4])
+    for ratio in (1e-3, 0.055, 1.0, 1e3):
+        y, sigma = distance.clone().requires_grad_(), torch.full_like(distance, ratio).requires_grad_()
+        (-torch.log2(LevelLaplace()(y, torch.ones(1), torch.zeros_like(y), sigma))).sum().backward()
+        assert bool(y.grad.isfinite().all() and sigma.grad.isfinite().all())  # type: ignore[union-attr]
+
+
+def test_an_unknown_prior_is_refused() -> None:
+    with pytest.raises(ConfigError, match="prior must be gaussian or laplace, not 'cauchy'"):
+        tiny(prior="cauchy")
 
 
 # --- the prior of z ---------------------------------------------------------------------------------------

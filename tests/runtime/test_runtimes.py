@@ -86,6 +86,11 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"widths": [8], "blocks": [1], "attention": True},
         {},
     ),
+    "laplace": (
+        {"latent_channels": 64, "hyper_channels": 96, "lapped": True, "detail_channels": 40, "prior": "laplace"},
+        {"widths": [8], "blocks": [1]},
+        {},
+    ),
     "parts": (PARTS, {"widths": [12], "blocks": [1]}, {}),
 }
 """Arguments of the compressor, of the reverse network, and of the codec."""
