@@ -33,19 +33,19 @@ PLAIN, CUTS, LENGTHS = 6, 5, 40
 """Plain files and cuts for each pair of levels, and lengths of a file of which each is decoded."""
 
 
-def by_sigma(self: Refinement, ratio: Any, coarse: Any, known: Any, coded: Any, importance: Any) -> None:
+def by_sigma(self: Refinement, ratio: Any, *rest: Any) -> None:
     """Largest sigma first."""
-    _set_order(self, ratio, coarse, known, coded, importance, ratio.ravel())
+    _set_order(self, (ratio, *rest), ratio.ravel())
 
 
-def by_rank(self: Refinement, ratio: Any, coarse: Any, known: Any, coded: Any, importance: Any) -> None:
+def by_rank(self: Refinement, ratio: Any, *rest: Any) -> None:
     """The order of y: low frequencies first."""
-    _set_order(self, ratio, coarse, known, coded, importance, -np.arange(ratio.size))
+    _set_order(self, (ratio, *rest), -np.arange(ratio.size))
 
 
-def unweighted(self: Refinement, ratio: Any, coarse: Any, known: Any, coded: Any, importance: Any) -> None:
+def unweighted(self: Refinement, ratio: Any, coarse: Any, known: Any, coded: Any, importance: Any, *rest: Any) -> None:
     """Squared error of y saved per bit."""
-    _built(self, ratio, coarse, known, coded, np.zeros_like(importance))
+    _built(self, ratio, coarse, known, coded, np.zeros_like(importance), *rest)
 
 
 _built = Refinement.__init__
@@ -57,11 +57,9 @@ ORDERS = {
 }
 
 
-def _set_order(
-    self: Refinement, ratio: Any, coarse: Any, known: Any, coded: Any, importance: Any, value: np.ndarray
-) -> None:
+def _set_order(self: Refinement, arguments: tuple[Any, ...], value: np.ndarray) -> None:
     """Build a refinement whose elements are sorted by ``value``."""
-    _built(self, ratio, coarse, known, coded, importance)
+    _built(self, *arguments)
     again = np.argsort(-value[self.order], kind="stable")
     for name in ("order", "_known", "_table", "_coarse", "_sign"):
         setattr(self, name, getattr(self, name)[again])
