@@ -1,6 +1,6 @@
 """How exactly the codec hits a rate: estimates against real files, targets, monotone sizes, on a folder of pictures.
 
-python benchmarks/rate_control.py --images kodak --weights model.safetensors [--output rate_control.json]
+python benchmarks/rate_control.py --images kodak [--output rate_control.json]
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     """Run over a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", default="shipped", help="a file or a name (default: those that ship)")
     parser.add_argument("--output")
     args = parser.parse_args()
     codec = gic.load(args.weights)

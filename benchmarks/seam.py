@@ -1,6 +1,6 @@
 """Whether tiles show: the error at tile borders against elsewhere, coded in tiles and in one piece.
 
-    python benchmarks/seam.py --images kodak --weights model.safetensors [--tile 256] [--output seam.json]
+    python benchmarks/seam.py --images kodak [--tile 256] [--output seam.json]
 
 Mean absolute error of the reconstruction (r = 0, 8-bit steps) within 32 pixels of the inner tile borders and elsewhere,
 and the mean step between the two pixels on either side of a border, over the same step in the original.
@@ -57,14 +57,14 @@ def measure(codec: ImageCodec, path: Path, q: float, tile: int) -> dict[str, flo
 def main() -> None:
     """Run over a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--images", required=True, nargs="+", help="files or folders")
+    parser.add_argument("--weights", default="shipped", help="a file or a name (default: those that ship)")
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--q", type=float, default=2.0)
     parser.add_argument("--output")
     args = parser.parse_args()
     codec = gic.load(args.weights)
-    rows = [measure(codec, path, args.q, args.tile) for path in track(find_images([args.images]))]
+    rows = [measure(codec, path, args.q, args.tile) for path in track(find_images(args.images))]
     means = {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in rows[0]}
     report = {"pictures": len(rows), "q": args.q, "tile": args.tile, "model": codec.model_id.hex(), **means}
     print(json.dumps(report, indent=1))

@@ -2,8 +2,8 @@
 
 python benchmarks/strip.py kodim05.png --box 40 180 296 436 --output docs/images/strip.png
 
-AVIF is the best that takes no more bytes. `--compare before=a.safetensors after=b.safetensors` draws r = 1 of several
-weights instead.
+Several pictures, each with its --box, stand one above the other. AVIF is the best that takes no more bytes.
+`--compare before=a.safetensors after=b.safetensors` draws r = 1 of several weights instead.
 """
 
 from __future__ import annotations
@@ -62,34 +62,55 @@ def compare(original: Image.Image, bpp: float, checkpoints: dict[str, str]) -> l
     return cells
 
 
-def main() -> None:
-    """Draw the strip."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("image", type=Path)
-    parser.add_argument("--bpp", type=float, nargs="+", default=[0.1, 0.2, 0.4])
-    parser.add_argument("--box", type=int, nargs=4, default=[0, 0, 256, 256], help="left, top, right, bottom")
-    parser.add_argument("--checkpoint", help="weights (default: those in the package)")
-    parser.add_argument("--compare", nargs="+", metavar="NAME=FILE", default=[], help="r = 1 of these weights instead")
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-
-    original = Image.open(args.image).convert("RGB")
+def sheet_of(path: Path, box: tuple[int, int, int, int], args: argparse.Namespace) -> Image.Image:
+    """One picture: a row for each rate."""
+    original = Image.open(path).convert("RGB")
     compared = dict(each.split("=", 1) for each in args.compare)
     cells = []
-    for row, bpp in enumerate(track(args.bpp, description=args.image.name)):
+    for row, bpp in enumerate(track(args.bpp, description=path.name)):
         line: list[Cell] = [("original", original)]
         line += compare(original, bpp, compared) if compared else with_avif(original, bpp, args.checkpoint)
         cells += [(column, row, text, picture) for column, (text, picture) in enumerate(line)]
-    left, top, right, bottom = args.box
+    left, top, right, bottom = box
     width, height = right - left, bottom - top
     sheet = Image.new("RGB", ((1 + max(cell[0] for cell in cells)) * width, len(args.bpp) * (height + EDGE)), "white")
     for column, row, text, picture in cells:
         at = (column * width, row * (height + EDGE))
         ImageDraw.Draw(sheet).text((at[0] + 3, at[1] + 3), text, fill="black")
         if picture is not None:
-            sheet.paste(picture.crop(args.box), (at[0], at[1] + EDGE))
+            sheet.paste(picture.crop(box), (at[0], at[1] + EDGE))
+    return sheet
+
+
+def main() -> None:
+    """Draw the strip."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--bpp", type=float, nargs="+", default=[0.1, 0.2, 0.4])
+    parser.add_argument(
+        "--box",
+        type=int,
+        nargs=4,
+        action="append",
+        metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="one for each image",
+    )
+    parser.add_argument("--checkpoint", help="weights (default: those in the package)")
+    parser.add_argument("--compare", nargs="+", metavar="NAME=FILE", default=[], help="r = 1 of these weights instead")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    boxes = args.box or [[0, 0, 256, 256]] * len(args.images)
+    if len(boxes) != len(args.images):
+        parser.error(f"{len(args.images)} images take as many --box, not {len(boxes)}")
+
+    sheets = [sheet_of(path, box, args) for path, box in zip(args.images, boxes, strict=True)]
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(args.output)
+    whole.save(args.output, quality=90)
     print(f"written: {args.output}")
 
 

@@ -2,8 +2,8 @@
 
     python docs/tools/tables.py
 
-A page marks the place of a table by ``<!-- table: NAME -->`` and ``<!-- /table -->``. Between them this writes the table
-of that name, so that no number is copied by hand. A test says when a page is old.
+A page marks the place of a table by ``<!-- table: NAME -->`` and ``<!-- /table -->``. Between them this writes the
+table of that name, so that no number is copied by hand. A test says when a page is old.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gic.benchmark.results import Curve, Results, load_results
+from gic.codec.zoo import shipped_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs" / "results"
@@ -158,6 +159,17 @@ def rates() -> str:
     return table(["what", "largest over all pictures and rates"], rows)
 
 
+def unusual() -> str:
+    """Grey pictures for which the encoder searches another z, without and with the search."""
+    found = read("benchmarks/results/unusual.json")
+    rows = []
+    for name in found["changed"]:
+        both = [found["pictures"][name][kind] for kind in ("without", "with")]
+        formats = {"psnr": ".2f", "worst_block": ".1f", "bytes": "d"}
+        rows.append([name, *(", ".join(format(each[what], f) for each in both) for what, f in formats.items())])
+    return table(["", "PSNR", "worst block", "bytes"], rows)
+
+
 def seam() -> str:
     """Errors near the borders of tiles."""
     found = read("benchmarks/results/seam.json")
@@ -205,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantisers": quantisers,
     "rates": rates,
     "seam": seam,
+    "unusual": unusual,
     "progressive": progressive,
     "orders": orders,
     "preference": preference,
@@ -226,8 +239,21 @@ def pages() -> list[Path]:
     return [path for path in found if MARK.search(path.read_text())]
 
 
+def write_rates() -> None:
+    """Write what `gic models` says of the rates of the weights that ship beside them."""
+    results = load_results(RESULTS / "kodak-benchmark.json")
+    points = next(curve for curve in results.curves if curve.codec == "gic").points
+    about = {
+        "pictures": f"the {len(results.images)} Kodak photographs",
+        "bits_per_pixel": {p.setting.removeprefix("q="): round(p.mean("bits_per_pixel") or 0, 4) for p in points},
+        "command": "gic test --config configs/test/kodak.yaml --data ~/kodak",
+    }
+    shipped_weights().with_suffix(".json").write_text(json.dumps({"rates": about}, indent=2) + "\n")
+
+
 def main() -> None:
     """Write the tables."""
+    write_rates()
     for path in pages():
         old = path.read_text()
         if (new := filled(old)) != old:
