@@ -141,9 +141,9 @@ def importance(channels: int) -> list[list[int]]:
 
 
 @cache
-def thirds(j: int, away: bool) -> tuple[tuple[int, int, list[int]], int]:
+def thirds(j: int, away: bool, laplace: bool) -> tuple[tuple[int, int, list[int]], int]:
     """Table of d, from mu outwards, and the value of an element, in tenths of an octave."""
-    scale = 2 ** ((64 * j - 3264) / 1024)
+    scale = scale_of(j, laplace)
     t = math.exp(-math.sqrt(2) / scale)
     if away:
         p = [x / (1 + t + t * t) for x in (1, t, t * t)]
@@ -164,15 +164,19 @@ def refine(
     weight: list[int],
     y: list[int],
     level: list[int],
+    laplace: bool,
 ) -> tuple[list[int], list[int]]:
     """Symbols of y and their levels with the chunks of a tile; ``level`` are those of ``y``."""
     for number in range(levels):
         finer = [value - 1623 for value in level]
         coded = [i for i, value in enumerate(log_sigma) if value >= finer[i] - 4288]
         known = {i for i in coded if log_sigma[i] >= level[i] - 4288}
-        scale = [min(max((value - finer[i] + 3296) // 64, 0), 179) for i, value in enumerate(log_sigma)]
-        order = sorted(coded, key=lambda i: (-(thirds(scale[i], y[i] != 0)[1] + weight[i]), i))
-        tables = [thirds(scale[i], y[i] != 0)[0] if i in known else table_of_y(scale[i], 0.0, False) for i in order]
+        scale = [number_of(value - finer[i], laplace) for i, value in enumerate(log_sigma)]
+        order = sorted(coded, key=lambda i: (-(thirds(scale[i], y[i] != 0, laplace)[1] + weight[i]), i))
+        tables = [
+            thirds(scale[i], y[i] != 0, laplace)[0] if i in known else table_of_y(scale[i], 0.0, False, laplace)
+            for i in order
+        ]
         new: dict[int, int] = {}
         at = 0
         for of_level, _, count, code, size in chunks:
@@ -265,15 +269,32 @@ def philox(seed: int, tile: int, count: int) -> list[int]:
     return list(out[:count])
 
 
+def number_of(ratio: int, laplace: bool) -> int:
+    """j of section 6 from L - code."""
+    return min(max((ratio + (4320 if laplace else 3296)) // 64, 0), 195 if laplace else 179)
+
+
+def scale_of(j: int, laplace: bool) -> float:
+    return 2.0 ** ((64 * j - (4288 if laplace else 3264)) / 1024)
+
+
 @cache
-def table_of_y(j: int, u: float, dither: bool) -> tuple[int, int, list[int]]:
-    scale = 2 ** ((64 * j - 3264) / 1024)
-    radius = max(1, math.floor(4.3 * scale + (1 if dither else 0.5)))
-    return table(-radius, 2 * radius + 1, lambda k: math.erfc(-(k - 0.5 + u) / scale / math.sqrt(2)) / 2)
+def table_of_y(j: int, u: float, dither: bool, laplace: bool) -> tuple[int, int, list[int]]:
+    scale = scale_of(j, laplace)
+    radius = max(1, math.floor((5.5 if laplace else 4.3) * scale + (1 if dither else 0.5)))
+
+    def below(k: int) -> float:
+        x = (k - 0.5 + u) / scale
+        if laplace:
+            tail = math.exp(-math.sqrt(2) * abs(x)) / 2
+            return tail if x < 0 else 1 - tail
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    return table(-radius, 2 * radius + 1, below)
 
 
 def decode(
-    data: bytes, weights: Mapping[str, Tensor], highest: int = 8192, lapped: bool = False
+    data: bytes, weights: Mapping[str, Tensor], highest: int = 8192, lapped: bool = False, laplace: bool = False
 ) -> list[tuple[list[int], list[int], list[int]]]:
     """Symbols of z and y of each tile and the levels of y, in the order of the shape.
 
@@ -282,6 +303,7 @@ def decode(
         weights: Of the model.
         highest: U of section 5.
         lapped: Whether the model has the lapped transform.
+        laplace: Whether its configuration says ``prior: laplace``.
     """
     assert data[:4] in (b"GIC\1", b"GIC\2")
     progressive = data[3] == 2
@@ -365,15 +387,15 @@ def decode(
         coded, tables = [], []
         for i, value in enumerate(log_sigma):
             if value >= levels[i] - (3261 if flags & 1 else 4288):
-                j = min(max((value - levels[i] + 3296) // 64, 0), 179)
+                j = number_of(value - levels[i], laplace)
                 u = (offsets[i] + 0.5) / 16 - 0.5 if flags & 1 else 0.0
                 coded.append(i)
-                tables.append(table_of_y(j, u, bool(flags & 1)))
+                tables.append(table_of_y(j, u, bool(flags & 1), laplace))
         y = [0] * len(log_sigma)
         for i, symbol in zip(coded, Coder(parts[2 * index + 1]).symbols(tables), strict=True):
             y[i] = symbol
         numbers = importance(len(y) // (16 * h * w)) if lapped else [[0] * 16] * (len(y) // (16 * h * w))
         weight = [n[4 * (r % 4) + c % 4] for n in numbers for r in range(4 * h) for c in range(4 * w)]
         own = [chunk for chunk in chunks if chunk[1] == index]
-        found.append((z, *refine(own, len(of_levels), log_sigma, weight, y, levels)))
+        found.append((z, *refine(own, len(of_levels), log_sigma, weight, y, levels, laplace)))
     return found

@@ -17,6 +17,7 @@ from gic.codec.image_codec import ImageCodec
 from gic.codec.tiling import tiles_of
 from gic.models.codec import Codec
 from gic.models.compressor import ResidualCompressor
+from gic.models.ranges import Prior
 from gic.models.reverse import ReverseUNet
 from gic.runtime.onnx import OnnxNetworks
 
@@ -50,10 +51,10 @@ def formula(shape: tuple[int, ...], salt: int) -> Tensor:
     return torch.from_numpy(mixed.astype(np.float64) / 2**32 - 0.5).reshape(shape)
 
 
-def small_model(salt: int = 0, latent_channels: int = 8, hyper_channels: int = 4) -> Codec:
+def small_model(salt: int = 0, latent_channels: int = 8, hyper_channels: int = 4, prior: Prior = "gaussian") -> Codec:
     """A codec of a few thousand weights, none of them zero; other weights for another ``salt``."""
     m, n = latent_channels, hyper_channels
-    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=m, hyper_channels=n)
+    compressor = ResidualCompressor((8, 8, 8, 8), (0, 0, 0, 1), latent_channels=m, hyper_channels=n, prior=prior)
     codec = Codec(compressor, ReverseUNet(m, widths=(8,), blocks=(1,))).eval()
     with torch.no_grad():
         for number, (name, parameter) in enumerate(codec.named_parameters()):
@@ -93,9 +94,9 @@ def with_onnx(model: Codec, config: dict[str, Any], threads: int = 1) -> ImageCo
 
 
 @cache
-def small_codec(salt: int = 0) -> ImageCodec:
+def small_codec(salt: int = 0, prior: Prior = "gaussian") -> ImageCodec:
     """The codec around :func:`small_model`, on the CPU; made once."""
-    return ImageCodec(small_model(salt), "cpu")
+    return ImageCodec(small_model(salt, prior=prior), "cpu")
 
 
 Kind = Literal["flat", "smooth", "noise", "edges"]

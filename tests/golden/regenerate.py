@@ -35,6 +35,11 @@ def symbols_hash(codec: ImageCodec, data: bytes) -> str:
     return digest.hexdigest()
 
 
+def of(name: str) -> ImageCodec:
+    """The codec of a golden file, by the file's name."""
+    return small_codec(prior="laplace") if name.startswith("laplace") else small_codec()
+
+
 def decode(codec: ImageCodec, data: bytes) -> Image.Image:
     """The picture of a file, as close to the original as the codec comes."""
     return codec.decompress(data, realism=0.0, sampler="mean")
@@ -63,12 +68,14 @@ def make() -> dict[str, bytes]:
         "progressive-tiled": tiled,
         "progressive-cut": tiled[: len(tiled) * 4 // 5],
         "regions": codec.compress(picture(66, 70), q=0.6, roi=mask, progressive=True, tile=64),
+        "laplace": of("laplace").compress(picture(40, 30), q=2.0, quantizer="round"),
+        "laplace-dither": of("laplace").compress(picture(70, 50, "edges"), q=3.0, quantizer="dither", seed=123456789),
+        "laplace-progressive": of("laplace").compress(picture(66, 70), q=0.6, roi=mask, progressive=True, tile=64),
     }
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    codec = small_codec()
     path = HERE / "hashes.json"
     known = json.loads(path.read_text())["files"] if path.exists() else {}
     hashes = {}
@@ -77,9 +84,9 @@ def main() -> None:
             hashes[name] = known[name]
             continue
         (HERE / f"{name}.gic").write_bytes(data)
-        decode(codec, data).save(HERE / f"{name}.png", icc_profile=None, exif=b"")
-        hashes[name] = {"file": hashlib.sha256(data).hexdigest(), "symbols": symbols_hash(codec, data)}
-    about = {"model": codec.model_id.hex(), "files": hashes}
+        decode(of(name), data).save(HERE / f"{name}.png", icc_profile=None, exif=b"")
+        hashes[name] = {"file": hashlib.sha256(data).hexdigest(), "symbols": symbols_hash(of(name), data)}
+    about = {"models": {name: of(name).model_id.hex() for name in ("gaussian", "laplace")}, "files": hashes}
     path.write_text(json.dumps(about, indent=2) + "\n")
 
 
