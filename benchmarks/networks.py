@@ -34,6 +34,7 @@ from torch import Tensor
 from gic.benchmark.bd_rate import bd_rate
 from gic.benchmark.results import Curve, Measurement, Point
 from gic.codec.checkpoints import build_codec
+from gic.configs import expand_configs
 from gic.data.module import ImageData
 from gic.data.stream import EvalImages
 from gic.models.codec import Codec, macs_per_pixel, parameter_counts, trainable_parameters
@@ -53,12 +54,22 @@ REVERSE = "model.codec.init_args.reverse.init_args."
 CODEC = "model.codec.init_args."
 OPTIMIZER = "model.optimizer.init_args."
 
+BEFORE = {
+    COMPRESSOR + "hyper_activity": False,
+    COMPRESSOR + "prior": "gaussian",
+    CODEC + "q_max": 16.0,
+    "compressor:model.trainable": ["compressor"],
+    "compressor:model.objective.init_args.reverse_weight": 0.0,
+    "compressor:data.batch_size": 2,
+}
+"""`small` and its second stage as they were when weights 0.4 were made."""
 ACTIVITY = {COMPRESSOR + "hyper_activity": True}
 PRIOR = ["compressor.h_a", "compressor.h_s", "compressor.prior_z", "compressor.detail"]
 DETAIL = {COMPRESSOR + "detail_channels": 256, CODEC + "q_min": 0.4, "prior:model.trainable": PRIOR}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "baseline": {},
+    "small": {COMPRESSOR + "hyper_activity": True, COMPRESSOR + "prior": "laplace"},
     "other seed": {"seed_everything": 1},
     "activity": ACTIVITY,
     "detail": DETAIL,
@@ -83,7 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config_of(stage: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a stage with a variant's changes."""
     config = _read(STAGES[stage])
-    for key, value in overrides.items():
+    for key, value in {**BEFORE, **overrides}.items():
         named, _, path = key.rpartition(":")
         if named in ("", stage):
             *parents, last = path.split(".")
@@ -96,9 +107,11 @@ def config_of(stage: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     """A config on top of those that it extends."""
-    own = yaml.safe_load(path.read_text())
-    parent = own.pop("extends", None)
-    return _merged(_read(path.parent / parent), own) if parent else own
+    result: dict[str, Any] = {}
+    for text in expand_configs(["--config", str(path)])[1::2]:
+        own = yaml.safe_load(Path(text).read_text() if text.endswith(".yaml") else text)
+        result = _merged(result, own)
+    return result
 
 
 def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,14 +120,6 @@ def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = _merged(result[key], value) if both else copy.deepcopy(value)
     return result
-
-
-def average_decay(config: Mapping[str, Any]) -> float:
-    """Decay of the averaged weights that a config asks for."""
-    for callback in config["trainer"]["callbacks"]:
-        if callback["class_path"] == "gic.training.ema.EMA":
-            return float(callback["init_args"]["decay"])
-    raise SystemExit("the config averages no weights")
 
 
 def train(
@@ -152,7 +157,7 @@ def train(
         learning, **model["optimizer"]["init_args"]
     )
     schedule = WarmupCosine(**model["schedule"]["init_args"])
-    rate, decay = model["optimizer"]["init_args"]["lr"], average_decay(config)
+    rate, decay = model["optimizer"]["init_args"]["lr"], float(config["ema"]["decay"])
     average = copy.deepcopy(codec).requires_grad_(False).eval()
     averaged = [p for p, own in zip(average.parameters(), codec.parameters(), strict=True) if own.requires_grad]
     torch.manual_seed(config["seed_everything"])

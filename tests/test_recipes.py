@@ -114,7 +114,7 @@ def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -
     process = again()
     wait_for(lambda: (out / "2-compressor" / "done").exists(), process)
     assert steps("2-compressor") > first
-    wait_for(lambda: "s of training" in log(out / "5-adversarial"), process)
+    wait_for(lambda: "s of training" in log(out / "3-adversarial"), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(PATIENCE)
 
@@ -126,15 +126,15 @@ def test_an_interrupted_recipe_ends_the_same_way(shards: Path, tmp_path: Path) -
     codec = load_codec(out / "small.safetensors")
     assert codec.compressor.latent_channels == 8
     assert not [name for name, _ in codec.named_parameters() if "adversarial" in name]
-    report: Any = json.loads(next((out / "5-adversarial" / "results").glob("val-*.json")).read_text())
+    report: Any = json.loads(next((out / "3-adversarial" / "results").glob("val-*.json")).read_text())
     assert len({row["key"] for row in report["images"]}) == 2
-    last = torch.load(out / "5-adversarial" / "checkpoints" / "last.ckpt", weights_only=True)
+    last = torch.load(out / "3-adversarial" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["adversarial"]
     # From its weights the recipe without a discriminator: time for the last stage alone, and files stay as they are.
     process = begin("1", shards, tmp_path / "more", INIT=str(out / "small.safetensors"))
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, said
-    assert "== 5-realism: 60 s" in said
+    assert "== 3-realism: 60 s" in said
     more = load_codec(tmp_path / "more" / "small.safetensors")
     changed = {
         name

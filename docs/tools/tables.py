@@ -159,6 +159,13 @@ def rates() -> str:
     return table(["what", "largest over all pictures and rates"], rows)
 
 
+def priors() -> str:
+    """Laplace tables beside Gaussian ones."""
+    found = read("benchmarks/results/priors.json")
+    cells = [f"{100 * change:+.1f} %" for change in found["laplace beside gaussian"]]
+    return table(["", *(f"q = {level:g}" for level in found["levels"])], [["bits", *cells]])
+
+
 def unusual() -> str:
     """Grey pictures for which the encoder searches another z, without and with the search."""
     found = read("benchmarks/results/unusual.json")
@@ -218,6 +225,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rates": rates,
     "seam": seam,
     "unusual": unusual,
+    "priors": priors,
     "progressive": progressive,
     "orders": orders,
     "preference": preference,
