@@ -21,7 +21,7 @@ from gic.codec.pixels import ImageLike, read_pixels
 from gic.codec.rate import one_target
 from gic.codec.regions import ROI_STRENGTH, MaskLike, regions_of
 from gic.codec.tiling import Tile, piece_problem, tile_side
-from gic.codec.zoo import Entry, locate, of_model
+from gic.codec.zoo import advice, locate
 from gic.errors import ConfigError, FormatError, ImageError, TruncatedError, in_words, require
 from gic.method.samplers import Sampler, sampler_of
 from gic.pictures.arrays import from_array, to_array
@@ -59,7 +59,7 @@ class ImageCodec(Engine):
             networks = TorchNetworks(networks, device)
         super().__init__(networks)
         self.weights_file = weights_file
-        self._others: dict[bytes, Entry | None] = {}  # weights whose files were met, by their identity
+        self._others: dict[bytes, str] = {}  # what is known of other weights, by their identity
 
     @classmethod
     def from_pretrained(
@@ -389,11 +389,10 @@ class ImageCodec(Engine):
         file = unpack(_read(data))
         if file.model_id != self.model_id:
             if file.model_id not in self._others:
-                self._others[file.model_id] = of_model(file.model_id)
-            other = self._others[file.model_id]
+                self._others[file.model_id] = advice(file.model_id)
             raise FormatError(
                 f"the file was made with model {file.model_id.hex()}, these weights are model {self.model_id.hex()}: "
-                f"name the weights it was made with{f', {other.name}' if other else ''}"
+                f"name the weights it was made with{self._others[file.model_id]}"
             )
         coarsest = first_code(file) + REGION_STEP * max(file.regions, default=0)
         if not self.finest <= file.code <= coarsest <= self.coarsest:

@@ -21,6 +21,8 @@ CHECKPOINT_VARIABLE = "GIC_CHECKPOINT"
 FOLDER_VARIABLE = "GIC_MODELS"
 PACKAGED = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
+FORMER = {"988170c9b4fc": "small-0.4"}
+"""Weights that came with earlier versions, by their identity in files: a clone has them in ``weights/``."""
 _VERSIONED = re.compile(r"(.+)-(\d+(?:\.\d+)*)")
 
 
@@ -206,3 +208,15 @@ def of_model(model_id: bytes) -> Entry | None:
         except (ConfigError, OSError):
             continue
     return None
+
+
+def advice(model_id: bytes) -> str:
+    """Which weights made a file, as far as is known, and where to get them; for an error, behind a comma."""
+    if (entry := of_model(model_id)) is not None:
+        return f", {entry.name}"
+    if (name := FORMER.get(model_id.hex())) is None:
+        return ""
+    return (
+        f", {name}, which an earlier gic came with: take weights/{name}{SUFFIX} of gic's repository, and name it by "
+        f"--checkpoint or put it into the folder that {FOLDER_VARIABLE} names"
+    )

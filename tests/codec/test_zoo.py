@@ -20,6 +20,7 @@ from places import REPOSITORY
 from small import CONFIG, picture, small_model
 
 import gic
+from gic.bitstream.container import unpack
 from gic.codec import hub, zoo
 from gic.codec.checkpoints import save_weights
 from gic.commands.dispatch import run
@@ -109,7 +110,13 @@ def test_a_file_tells_the_name_of_its_weights(place: Path, monkeypatch: pytest.M
     with pytest.raises(FormatError, match=r"name the weights it was made with, tiny-0\.4$"):
         gic.load("tiny-0.10").decompress(data)
     monkeypatch.setattr(zoo, "PACKAGED", place / "nowhere")
+    other = gic.load("folder/mine-2.safetensors")
     with pytest.raises(FormatError, match=r"name the weights it was made with$"):
+        other.decompress(data)
+    monkeypatch.setitem(zoo.FORMER, unpack(data).model_id.hex(), "tiny-0.4")
+    with pytest.raises(
+        FormatError, match=r"with, tiny-0\.4, which an earlier gic came with: take weights/tiny-0\.4\.safe"
+    ):
         gic.load("folder/mine-2.safetensors").decompress(data)
 
 
