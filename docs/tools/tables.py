@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +89,23 @@ def kodak_short() -> str:
     return points(results, {**dict.fromkeys(CURVES, ()), **SHORT}, list(COLUMNS))
 
 
-def bd_rates() -> str:
+def bd_rates(path: str = "docs/results/kodak-bd-rates.json", named: Mapping[str, str] = CURVES) -> str:
     """Bits beside AVIF for equal quality."""
-    found = {(each["curve"], each["metric"]): each["percent"] for each in read("docs/results/kodak-bd-rates.json")}
+    found = {(each["curve"], each["metric"]): each["percent"] for each in read(path)}
     measures = ("psnr", "ms_ssim", "ssimulacra2", "lpips_alex", "lpips_squeeze", "fid768", "kid768")
-    titles = [
-        COLUMNS[m][0] if m in COLUMNS else {"lpips_squeeze": "LPIPS, SqueezeNet", "kid768": "KID-768"}[m]
-        for m in measures
-    ]
+    others = {"lpips_squeeze": "LPIPS, SqueezeNet", "kid768": "KID-768"}
+    titles = [COLUMNS[measure][0] if measure in COLUMNS else others[measure] for measure in measures]
     rows = [
         [title, *(percent(found.get((name, measure))) for measure in measures)]
-        for name, title in CURVES.items()
+        for name, title in named.items()
         if name != "avif"
     ]
     return table(["bits beside AVIF", *titles], rows)
+
+
+def bd_rates_before() -> str:
+    """The same of the weights before these."""
+    return bd_rates("docs/results/small-0.4-bd-rates.json", {f"gic r={r}": f"small-0.4, r = {r}" for r in (1, 0)})
 
 
 def samplers() -> str:
@@ -220,6 +223,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kodak": kodak,
     "kodak-short": kodak_short,
     "bd-rates": bd_rates,
+    "bd-rates-before": bd_rates_before,
     "samplers": samplers,
     "quantisers": quantisers,
     "rates": rates,
