@@ -14,9 +14,14 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
     exit
 fi
-kodak=${1:?usage: recipes/measure.sh KODAK [all | speed]}
-what=${2:-all}
-[[ -e $kodak/kodim24.png ]] || { echo "measure.sh: there is no kodim24.png in $kodak" >&2 && exit 2; }
+fail() {
+    echo "measure.sh: $1" >&2
+    exit 2
+}
+
+kodak=${1:-} what=${2:-all}
+[[ $kodak && ($what == all || $what == speed) ]] || fail "usage: recipes/measure.sh KODAK [all | speed]"
+[[ -e $kodak/kodim24.png ]] || fail "there is no kodim24.png in $kodak"
 kodak=$(cd "$kodak" && pwd)
 cd "$(dirname "$0")/.."
 read -ra python <<<"${GIC_PYTHON:-python}"
@@ -55,7 +60,11 @@ codec() { # exactness, progressive files, pictures
     measure strip "$kodak"/kodim{05,23}.png --box 60 130 316 386 --box 120 60 376 316 --output docs/images/kodak-strip.jpg
     measure strip "$kodak/kodim13.png" --bpp 0.2 0.4 --box 60 200 360 420 --output docs/images/stream.jpg
     measure slider "$kodak/kodim13.png" --bpp 0.2 --box 60 60 700 460 --output docs/images/slider
-    measure progressive_demo "$kodak/kodim23.png" --box 60 40 444 296 --output docs/images/progressive.webp
+    if "${python[@]}" -c "import pillow_jxl" 2>/dev/null; then
+        measure progressive_demo "$kodak/kodim23.png" --box 60 40 444 296 --output docs/images/progressive.webp
+    else
+        echo "measure.sh: docs/images/progressive.webp stays, it needs pip install pillow-jxl-plugin" >&2
+    fi
 }
 
 # Side by side: each takes one core.

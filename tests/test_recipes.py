@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def test_what_the_recipe_needs_is_named(words: list[str], said: str, tmp_path: P
     assert done.returncode == 2
     assert said in done.stderr and "\n" not in done.stderr.strip()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "usage"), ([".", "quickly"], "usage"), (["."], "no kodim24.png in .")]
+)
+def test_what_measuring_needs_is_named(words: list[str], said: str, tmp_path: Path) -> None:
+    script = REPOSITORY / "recipes" / "measure.sh"
+    done = subprocess.run(["bash", str(script), *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr and "\n" not in done.stderr.strip()
+
+
+def test_every_script_that_is_measured_is_there() -> None:
+    text = (REPOSITORY / "recipes" / "measure.sh").read_text()
+    names = re.findall(r"^ +measure (\w+) ", text, re.M)
+    assert len(names) > 8 and all((REPOSITORY / "benchmarks" / f"{name}.py").is_file() for name in names)
 
 
 def test_a_folder_with_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ table of that name, so that no number is copied by hand. A test says when a page
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -212,6 +213,23 @@ def orders() -> str:
     return table(["order", "mean", "largest"], rows)
 
 
+def published() -> str:
+    """Points that others published."""
+    with (RESULTS / "published-2026.csv").open(newline="") as file:
+        found = sorted(csv.DictReader(file), key=lambda each: (not each["lpips"], -float(each["bpp"])))
+    rows = [
+        [
+            each["codec"],
+            each["size"] or "-",
+            f"{float(each['bpp']):.3f}",
+            f"{float(each['psnr']):.2f}",
+            f"{float(each['lpips']):.3f}" if each["lpips"] else "-",
+        ]
+        for each in found
+    ]
+    return table(["codec", "size", "bits per pixel", "PSNR", "LPIPS"], rows, left=2)
+
+
 def preference() -> str:
     """What was preferred, blind."""
     found = read("docs/results/preference.json")
@@ -232,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "priors": priors,
     "progressive": progressive,
     "orders": orders,
+    "published": published,
     "preference": preference,
 }
 
