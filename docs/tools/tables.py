@@ -213,6 +213,22 @@ def orders() -> str:
     return table(["order", "mean", "largest"], rows)
 
 
+def slider() -> str:
+    """The pictures under the divider of the first page."""
+    found = read("docs/images/slider/slider.json")["pictures"]
+    pictures = {
+        "original": ("A stream between stones and trees", "original"),
+        "gic-r1": ("The same from gic's file", f"gic, realism 1: {found['gic-r1']['bytes']} bytes"),
+        "gic-r0": ("The same file decoded for closeness", f"gic, realism 0: the same {found['gic-r1']['bytes']} bytes"),
+        "avif": ("The same from an AVIF file", f"AVIF: {found['avif']['bytes']} bytes"),
+    }
+    return "".join(
+        f'<figure><img src="images/slider/{name}.webp" width="640" height="400" alt="{alt}">'
+        f"<figcaption>{caption}</figcaption></figure>\n"
+        for name, (alt, caption) in pictures.items()
+    )
+
+
 def published() -> str:
     """Points that others published."""
     with (RESULTS / "published-2026.csv").open(newline="") as file:
@@ -250,6 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "priors": priors,
     "progressive": progressive,
     "orders": orders,
+    "slider": slider,
     "published": published,
     "preference": preference,
 }
