@@ -8,13 +8,13 @@
 # was interrupted. The stages of configs/weights/ follow each other, each with its share of the minutes, which hold
 # starting, training, measuring and saving. On a laptop's CPU batches are small, on a GPU data.cuda_batch_size.
 #
-#   ADVERSARIAL=yes the last stage has a discriminator too: for hours on a GPU
+#   ADVERSARIAL=yes a last stage with a discriminator: for hours on a GPU
 #   --model.autocast bfloat16    on a CPU that has it (`lscpu` says avx512_bf16 or amx_bf16): a third of the time less
 #   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
 #   GIC_PYTHON=...  what starts Python
 #
-# A stage that would have less than a minute is left out, and its time goes to the one after it. The last stage
-# needs LPIPS' backbone: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
+# A stage that would have less than a minute is left out, and its time goes to the one after it. LPIPS' backbone
+# is needed: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
 set -euo pipefail
 
 fail() {
@@ -39,8 +39,8 @@ compgen -G "$shards/train-*.tar" >/dev/null || fail "there is no train-*.tar in 
 compgen -G "$shards/val-*.tar" >/dev/null ||
     fail "there is no val-*.tar in $shards: gic shards OTHERS -o $shards --prefix val"
 case ${ADVERSARIAL:-no} in
-    no) realism=3-realism ;;
-    yes) realism=3-adversarial ;;
+    no) share=(1-prior 10 2-compressor 30 3-joint 60) more=(3-joint 100) ;;
+    yes) share=(1-prior 10 2-compressor 25 3-joint 40 4-adversarial 25) more=(3-joint 65 4-adversarial 35) ;;
     *) fail "ADVERSARIAL is yes or no, not '$ADVERSARIAL'" ;;
 esac
 configs=$(cd "$(dirname "$0")/../configs/weights" && pwd)
@@ -53,11 +53,11 @@ fi
 
 # stage, per cent of the time
 if [[ ${INIT:-} == none ]]; then
-    init="" stages=(1-prior 10 2-compressor 60 "$realism" 30)
+    init="" stages=("${share[@]}")
 else
     init=${INIT:-shipped}
     [[ $init == shipped || -f $init ]] || fail "INIT names $init, which is no file"
-    stages=(2-compressor 70 "$realism" 30)
+    stages=("${more[@]}")
 fi
 # A stage of less than a minute would do little but start: its time goes to the one after it.
 plan=() spare=0
@@ -78,7 +78,7 @@ fi
 
 # The same OUT goes on with the same run only.
 told="$minutes minutes from ${init:-nothing}"
-[[ $realism == 3-realism ]] || told+=", with a discriminator"
+[[ ${ADVERSARIAL:-no} == no ]] || told+=", with a discriminator"
 if [[ -e $out/run.txt ]]; then
     begun=$(<"$out/run.txt")
     [[ $begun == "$told" ]] || fail "$out is a run of $begun: for one of $told name another folder"

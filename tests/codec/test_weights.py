@@ -7,15 +7,18 @@ import math
 import pytest
 import torch
 import yaml
-from places import TESTS
+from PIL import Image
+from places import REPOSITORY, TESTS
+from small import array, picture
 
 import gic
+from gic.codec import zoo
 from gic.codec.checkpoints import build_codec, load_codec, load_codec_state, read_weights
-from gic.codec.zoo import default_checkpoint
 from gic.commands.dispatch import run
 from gic.models.compressor import Latents
 
 TINY = TESTS / "tiny_codec.yaml"
+FORMER = REPOSITORY / "weights" / "small-0.4.safetensors"
 
 
 @pytest.fixture
@@ -67,9 +70,8 @@ def test_a_checkpoint_from_before_the_second_set_of_weights_serves_a_codec_that_
 
 def test_constants_are_no_weights_and_are_not_rounded_with_them():
     """Weights of version 0.4 hold the bounds, rounded to half precision: 1e-9 became 0, and the rate infinite."""
-    shipped = default_checkpoint()
-    codec = build_codec(read_weights(shipped).config).train()
-    codec.load_state_dict(load_codec_state(shipped))
+    codec = build_codec(read_weights(FORMER).config).train()
+    codec.load_state_dict(load_codec_state(FORMER))
     assert not [name for name in codec.state_dict() if "bound" in name]
     latents = Latents(*(torch.zeros(1, 256, 4, 4) for _ in range(4)), torch.ones(1, 256, 4, 4))
     latents = latents._replace(z=torch.full((1, 128, 1, 1), 1e4), y=torch.full((1, 256, 4, 4), 1e6))
@@ -78,10 +80,30 @@ def test_constants_are_no_weights_and_are_not_rounded_with_them():
     assert codec.compressor.sigma_max == pytest.approx(1024)
 
 
-def test_the_weights_that_ship_keep_their_name_whatever_becomes_of_constants():
-    codec = gic.load(runtime="torch")
-    for each in (codec, gic.load(runtime="onnx")):
-        if default_checkpoint().stem == "small-0.4":
-            assert each.model_id.hex() == "988170c9b4fc"
-            assert round(math.log2(each.about.entropy_model.sigma_max) * 1024) == 10237
+@pytest.mark.parametrize("path", [zoo.shipped_weights(), FORMER], ids=lambda path: path.stem)
+def test_weights_keep_their_name_whatever_becomes_of_constants(path):
+    codec = gic.load(path, runtime="torch")
+    names = {"small-0.4": "988170c9b4fc", "small-0.5": "6fd1b3f18eb0"}
+    for each in (codec, gic.load(path, runtime="onnx")):
+        assert each.model_id.hex() == names[path.stem]
+        sigma_max = 10237 if path == FORMER else 10240
+        assert round(math.log2(each.about.entropy_model.sigma_max) * 1024) == sigma_max
     assert torch.isfinite(-torch.log2(codec.model.compressor.prior_y.likelihood_lower_bound(torch.zeros(1)))).all()
+
+
+def test_a_file_of_earlier_weights_says_which_it_wants_and_decodes_with_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GIC_CHECKPOINT", raising=False)
+    for size in ((64, 64), (150, 100), (31, 77)):
+        Image.fromarray(array(picture(*size, "edges"))).save("a.png")
+        assert run(["compress", "a.png", "-o", "old.gic", "--q", "8", "--checkpoint", str(FORMER), "--overwrite"]) == 0
+        monkeypatch.delenv(zoo.FOLDER_VARIABLE, raising=False)
+        capsys.readouterr()
+        assert run(["decompress", "old.gic", "-o", "b.png", "--overwrite"]) == 2
+        said = capsys.readouterr().err
+        assert "small-0.4, which an earlier gic came with: take weights/small-0.4.safetensors" in said
+        monkeypatch.setenv(zoo.FOLDER_VARIABLE, str(FORMER.parent))
+        assert run(["decompress", "old.gic", "-o", "b.png", "--overwrite"]) == 0
+        assert "by the weights small-0.4" in capsys.readouterr().err
+        with Image.open("b.png") as image:
+            assert image.size == size
