@@ -170,17 +170,6 @@ def priors() -> str:
     return table(["", *(f"q = {level:g}" for level in found["levels"])], [["bits", *cells]])
 
 
-def unusual() -> str:
-    """Grey pictures for which the encoder searches another z, without and with the search."""
-    found = read("benchmarks/results/unusual.json")
-    rows = []
-    for name in found["changed"]:
-        both = [found["pictures"][name][kind] for kind in ("without", "with")]
-        formats = {"psnr": ".2f", "worst_block": ".1f", "bytes": "d"}
-        rows.append([name, *(", ".join(format(each[what], f) for each in both) for what, f in formats.items())])
-    return table(["", "PSNR", "worst block", "bytes"], rows)
-
-
 def seam() -> str:
     """Errors near the borders of tiles."""
     found = read("benchmarks/results/seam.json")
@@ -262,7 +251,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantisers": quantisers,
     "rates": rates,
     "seam": seam,
-    "unusual": unusual,
     "priors": priors,
     "progressive": progressive,
     "orders": orders,
