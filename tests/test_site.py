@@ -279,7 +279,8 @@ def test_the_divider_moves_by_keyboard_and_pointer(site: Path, chrome: Any, widt
     assert divider.get_attribute("value") == "1"
     divider.send_keys(Keys.END)
     assert run(PICTURES)["divider"][0] == pytest.approx(stage[0] + stage[2], abs=3)
-    assert divider.get_attribute("aria-valuetext") == "100 % original, the rest gic, realism 1: 9824 bytes"
+    shown = divider.get_attribute("aria-valuetext")
+    assert re.fullmatch(r"100 % original, the rest gic, realism 1: \d+ bytes", shown or "")
     ActionChains(chrome, duration=20).move_to_element(divider).click().perform()
     assert int(divider.get_attribute("value")) == pytest.approx(50, abs=2)
 

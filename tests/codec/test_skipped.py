@@ -131,7 +131,7 @@ def test_pictures_far_from_photographs_lose_nothing_that_shows(name, quantizer) 
             target = (target * LUMA).sum(0, keepdim=True)
         for q in levels:
             decoded = codec.decompress_tensor(encoding.compress(q=q), realism=realism)
-            assert float(blocks(decoded, target).max()) < 8.5 * q
+            assert float(blocks(decoded, target).max()) < 20 * q  # lost blocks have hundreds
 
 
 @pytest.mark.parametrize("name", ["noise", "checkers-2", "text"])
@@ -140,7 +140,7 @@ def test_in_tiles_as_well(name) -> None:
     assert len(encoding.tiles) == 12
     assert_little_is_left_out(encoding)
     # Files at any rate are made of the z that was found.
-    assert shipped().decompress(encoding.compress(bpp=2.0), realism=0).size == (200, 150)
+    assert shipped().decompress(encoding.compress(bpp=1.5), realism=0).size == (200, 150)
 
 
 def test_a_photograph_turned_grey_keeps_its_blocks(shared: Path) -> None:
@@ -239,7 +239,7 @@ def test_z_changes_only_around_what_was_left_out() -> None:
     changed = (codec.encoding(image).tiles[0].z != z)[0].any((0, 1))
     errors = left_out(y, codec.coder.prior(z), codec.finest, codec.coarsest, "round")
     assert float(errors.max()) > LIMITS["round"] and changed[[0, -1]].all()
-    assert not changed[6:-6].any()
+    assert not changed[7:-7].any()
 
 
 def with_detail() -> Codec:
