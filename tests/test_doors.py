@@ -205,7 +205,8 @@ NETWORKS = {
           h_s: {class_path: gic.models.hyper.HyperSynthesis, init_args: {hyper_channels: 4, channels: 12}}
           latent_channels: 6
           hyper_channels: 4
-          lapped: false""",
+          lapped: false
+          hyper_activity: false""",
 }
 
 
