@@ -57,6 +57,7 @@ def weights(cli):
 def test_a_run_learns_and_leaves_a_table_a_grid_and_finite_weights(words, tmp_path):
     # From nothing: eight channels of the lapped transform leave little to learn in so few steps.
     linear = ("--model.codec.init_args.compressor.init_args.lapped", "false")
+    linear += ("--model.codec.init_args.compressor.init_args.hyper_activity", "false")
     cli = make_cli(words("fit", "--trainer.max_steps", "40", "--trainer.val_check_interval", "20", *linear))
     first, last = reports(tmp_path)
     assert [row["q"] for row in last["mean"]] == sorted(row["q"] for row in last["mean"])
@@ -322,7 +323,7 @@ def test_a_fused_optimiser_goes_on_from_a_state_that_lay_otherwise():
             gradient = gradient.roll(1)
         ends.append(weight.detach())
         gradient = gradient.roll(-2)
-    assert torch.equal(*ends)
+    assert torch.allclose(*ends, rtol=1e-5, atol=1e-6)  # the kernel rounds the ends of a row of numbers otherwise
 
 
 def test_a_run_goes_on_from_a_checkpoint_whose_optimiser_state_lies_otherwise(words, tmp_path):
