@@ -18,6 +18,8 @@ from gic.errors import ImageError, words_of
 
 NEAR_ENOUGH = 0.005
 """A search ends at a file that differs from the size that is asked for by this part of it."""
+BESIDE = 3
+"""Settings on either side of the last one that are tried where no file came near enough."""
 FILES = 4
 """Files of each codec that are kept for a picture."""
 LABELS = {"avif": "AVIF", "jpeg": "JPEG", "webp": "WebP"}
@@ -65,7 +67,9 @@ def nearest_setting(size: Callable[[int], float], count: int, target: float) -> 
             low = middle
         else:
             high = middle
-    return best
+    # WebP's sizes do not always rise with its quality: a neighbour may be nearer.
+    around = range(max(0, best - BESIDE), min(count, best + BESIDE + 1))
+    return best if distance(best) <= NEAR_ENOUGH * target else min(around, key=distance)
 
 
 class OtherFile(NamedTuple):

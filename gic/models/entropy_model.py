@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -62,16 +63,19 @@ class FactorizedPrior(nn.Module):
         return values.reshape(across.shape).transpose(0, 1), p.reshape(across.shape).transpose(0, 1)
 
 
-class LevelGaussian(nn.Module):
-    """Gaussian conditional for a latent that is already at level q, on any grid offset."""
+class LevelPrior(nn.Module, ABC):
+    """Conditional distribution about mu of a latent that is already at level q, on any grid offset."""
+
+    SCALE_MIN: float
+    """Smallest sigma / q; below, sigma counts as this times q."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lower_bound_scale = LowerBound(SCALE_MIN)
+        self.lower_bound_scale = LowerBound(self.SCALE_MIN)
         self.likelihood_lower_bound = LowerBound(LIKELIHOOD_MIN)
 
     def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-        """Probability of the cell of width q around ``y_q`` under N(mu, sigma^2) (DESIGN 5).
+        """Probability of the cell of width q around ``y_q`` (DESIGN 5).
 
         Valid for both quantisers: under ``dither`` the cell is the one shifted by u.
 
@@ -79,45 +83,43 @@ class LevelGaussian(nn.Module):
             y_q: Latent at level q, (B, M, h, w).
             q: Level, (B, 1, 1, 1) or a field like ``y_q``, > 0, in units of y.
             mu: Prior mean, like ``y_q``.
-            sigma: Prior standard deviation, like ``y_q``; below 0.11 q it counts as 0.11 q.
+            sigma: Prior standard deviation, like ``y_q``; at least :attr:`SCALE_MIN` times q counts.
 
         Returns:
             Likelihoods, like ``y_q``, in [1e-9, 1].
         """
         scale = self.lower_bound_scale(sigma / q)
         distance = torch.abs(y_q / q - mu / q)
-        p = (torch.erfc((distance - 0.5) / scale * 2**-0.5) - torch.erfc((distance + 0.5) / scale * 2**-0.5)) / 2
-        return self.likelihood_lower_bound(p)  # type: ignore[no-any-return]
+        return self.likelihood_lower_bound(self.mass(distance, scale))  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def mass(self, distance: Tensor, scale: Tensor) -> Tensor:
+        """Probability of a cell of width 1 whose centre lies ``distance`` >= 0 from mu, at a standard deviation."""
 
 
-class LevelLaplace(nn.Module):
-    """Laplace conditional for a latent that is already at level q, on any grid offset.
+class LevelGaussian(LevelPrior):
+    """N(mu, sigma^2)."""
+
+    SCALE_MIN = SCALE_MIN
+
+    def mass(self, distance: Tensor, scale: Tensor) -> Tensor:
+        """See :meth:`LevelPrior.mass`."""
+        return (torch.erfc((distance - 0.5) / scale * 2**-0.5) - torch.erfc((distance + 0.5) / scale * 2**-0.5)) / 2
+
+
+class LevelLaplace(LevelPrior):
+    """The Laplace distribution of mean mu and standard deviation sigma.
 
     Coefficients are spread more widely than a Gaussian of their standard deviation, which is known only from z: with
     the same sigma this codes them with fewer bits.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lower_bound_scale = LowerBound(SCALE_MIN_LAPLACE)
-        self.likelihood_lower_bound = LowerBound(LIKELIHOOD_MIN)
+    SCALE_MIN = SCALE_MIN_LAPLACE
 
-    def forward(self, y_q: Tensor, q: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-        """Probability of the cell of width q around ``y_q`` under a Laplace distribution of mean mu.
-
-        Args:
-            y_q: Latent at level q, (B, M, h, w).
-            q: Level, (B, 1, 1, 1) or a field like ``y_q``, > 0, in units of y.
-            mu: Prior mean, like ``y_q``.
-            sigma: Prior standard deviation, like ``y_q``; below 0.055 q it counts as 0.055 q.
-
-        Returns:
-            Likelihoods, like ``y_q``, in [1e-9, 1].
-        """
-        rate = math.sqrt(2) / self.lower_bound_scale(sigma / q)  # the density falls as exp(-rate |x|)
-        distance = torch.abs(y_q / q - mu / q)
+    def mass(self, distance: Tensor, scale: Tensor) -> Tensor:
+        """See :meth:`LevelPrior.mass`."""
+        rate = math.sqrt(2) / scale  # the density falls as exp(-rate |x|)
         # The cell holds mu up to a distance of 1/2, and lies on one side of it beyond.
         near = torch.exp(-rate * (distance + 0.5)) + torch.exp(-rate * (0.5 - distance).clamp_min(0.0))
         far = torch.exp(-rate * (distance - 0.5).clamp_min(0.0)) * -torch.expm1(-rate)
-        p = torch.where(distance < 0.5, 1 - near / 2, far / 2)
-        return self.likelihood_lower_bound(p)  # type: ignore[no-any-return]
+        return torch.where(distance < 0.5, 1 - near / 2, far / 2)

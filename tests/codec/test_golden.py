@@ -99,7 +99,7 @@ def test_metadata_written_once_is_read() -> None:
 
 def test_the_golden_files_are_small_and_complete() -> None:
     files = [path for path in GOLDEN.iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 120_000
+    assert sum(path.stat().st_size for path in files) < 90_000
     names = {path.stem for path in files if path.suffix == ".gic"}
     assert names == set(HASHES["files"]) == set(regenerate.make())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from small import picture, small_codec, small_model
 from torch import Tensor
 
 import gic
-from gic.bitstream.coder import level_code, level_value
+from gic.bitstream.coder import Code, EntropyCoder, Prior, level_code, level_value
 from gic.bitstream.exact import Convolution
 from gic.codec import skipped
 from gic.codec.encoder import Encoding
@@ -110,6 +111,11 @@ def blocks(a: Tensor, b: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(e.square().mean(0)[None], BLOCK).sqrt()
 
 
+def everything(coder: EntropyCoder, prior: Prior, code: Code, dither: bool) -> NDArray[np.bool_]:
+    """In the place of the mask of coded elements: all are."""
+    return np.ones(prior.log2_sigma.shape, bool)
+
+
 @torch.inference_mode()
 def without_loss(encoding: Encoding, realism: float) -> Tensor:
     """What the synthesis makes of y itself: the end of all levels, for a picture in one piece."""
@@ -131,7 +137,10 @@ def test_pictures_far_from_photographs_lose_nothing_that_shows(name, quantizer) 
             target = (target * LUMA).sum(0, keepdim=True)
         for q in levels:
             decoded = codec.decompress_tensor(encoding.compress(q=q), realism=realism)
-            assert float(blocks(decoded, target).max()) < 20 * q  # lost blocks have hundreds
+            with patch.object(EntropyCoder, "coded_mask", everything):
+                whole = codec.decompress_tensor(encoding.compress(q=q), realism=realism)
+            # The error is that of the step q: what is left out adds little to that of the worst block.
+            assert float(blocks(decoded, target).max()) < 1.5 * float(blocks(whole, target).max())
 
 
 @pytest.mark.parametrize("name", ["noise", "checkers-2", "text"])
@@ -239,7 +248,8 @@ def test_z_changes_only_around_what_was_left_out() -> None:
     changed = (codec.encoding(image).tiles[0].z != z)[0].any((0, 1))
     errors = left_out(y, codec.coder.prior(z), codec.finest, codec.coarsest, "round")
     assert float(errors.max()) > LIMITS["round"] and changed[[0, -1]].all()
-    assert not changed[7:-7].any()
+    bad = skipped._dilate(skipped._cells(errors, 4).max((3, 5)) > LIMITS["round"])[0, 0].any(0)
+    assert not changed[~bad].any() and not bad[7:-7].any()
 
 
 def with_detail() -> Codec:

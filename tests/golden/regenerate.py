@@ -69,8 +69,8 @@ def make() -> dict[str, bytes]:
         "progressive-cut": tiled[: len(tiled) * 4 // 5],
         "regions": codec.compress(picture(66, 70), q=0.6, roi=mask, progressive=True, tile=64),
         "laplace": of("laplace").compress(picture(40, 30), q=2.0, quantizer="round"),
-        "laplace-dither": of("laplace").compress(picture(70, 50, "edges"), q=3.0, quantizer="dither", seed=123456789),
-        "laplace-progressive": of("laplace").compress(picture(66, 70), q=0.6, roi=mask, progressive=True, tile=64),
+        "laplace-dither": of("laplace").compress(picture(24, 20, "edges"), q=3.0, quantizer="dither", seed=123456789),
+        "laplace-progressive": of("laplace").compress(picture(32, 24), q=0.6, progressive=True),
     }
 
 

@@ -90,7 +90,8 @@ def test_what_is_computed_twice_is_not_kept_and_gives_the_same_gradients(picture
     assert settings["activation_checkpointing"]
     options = settings["codec"]["init_args"]["compressor"]["init_args"]
     settings["codec"]["init_args"]["reverse"]["init_args"] |= {"latent_channels": 8, "widths": [8], "blocks": [1]}
-    options |= {"widths": [8, 8, 8, 8], "latent_channels": 8, "hyper_channels": 4}
+    # The prior, whose tensors are kept in either case, is not what this is about: the one that keeps the fewest.
+    options |= {"widths": [8, 8, 8, 8], "latent_channels": 8, "hyper_channels": 4, "prior": "gaussian"}
     codec = build_codec(settings["codec"]).train()
     objective = Objective(realism=[0.0, 1.0], steps=2)
     x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -113,7 +114,7 @@ def test_what_is_computed_twice_is_not_kept_and_gives_the_same_gradients(picture
         return size, [weights.grad.clone() for weights in codec.parameters()]
 
     (large, gradients), (small, same) = step(False), step(True)
-    assert small < 0.8 * large
+    assert small < 0.75 * large
     for one, other in zip(gradients, same, strict=True):
         assert torch.equal(one, other)
 
