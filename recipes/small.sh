@@ -13,8 +13,8 @@
 #   INIT=none       begin from nothing; INIT=FILE (.safetensors, .ckpt) from other weights. Without: from those that ship
 #   GIC_PYTHON=...  what starts Python
 #
-# A stage that would have less than a minute is left out, and its time goes to the one after it. LPIPS' backbone
-# is needed: it is downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
+# A stage that would have less than a minute is left out, and its time goes to the one after it. LPIPS' backbones
+# are needed: they are downloaded, or found in the folder that GIC_METRIC_WEIGHTS names (`gic weights`).
 set -euo pipefail
 
 fail() {
@@ -92,7 +92,8 @@ import sys
 from gic.errors import GicError
 from gic.quality.terms import lpips_network
 try:
-    lpips_network('alex')
+    for net in ('alex', 'squeeze'):
+        lpips_network(net)
 except GicError as error:
     sys.exit(f'small.sh: {error}')" || exit 2
     fi

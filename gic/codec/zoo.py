@@ -21,8 +21,11 @@ CHECKPOINT_VARIABLE = "GIC_CHECKPOINT"
 FOLDER_VARIABLE = "GIC_MODELS"
 PACKAGED = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
-FORMER = {"988170c9b4fc": "small-0.4"}
-"""Weights that came with earlier versions, by their identity in files: a clone has them in ``weights/``."""
+FORMER = {
+    "988170c9b4fc": ("small-0.4", "weights/small-0.4.safetensors"),
+    "6fd1b3f18eb0": ("small-0.5 before its release", "gic/weights/small-0.5.safetensors in commit 67af04c"),
+}
+"""Weights that came with earlier versions, by their identity in files: name, and place in gic's repository."""
 _VERSIONED = re.compile(r"(.+)-(\d+(?:\.\d+)*)")
 
 
@@ -214,9 +217,10 @@ def advice(model_id: bytes) -> str:
     """Which weights made a file, as far as is known, and where to get them; for an error, behind a comma."""
     if (entry := of_model(model_id)) is not None:
         return f", {entry.name}"
-    if (name := FORMER.get(model_id.hex())) is None:
+    if (former := FORMER.get(model_id.hex())) is None:
         return ""
+    name, place = former
     return (
-        f", {name}, which an earlier gic came with: take weights/{name}{SUFFIX} of gic's repository, and name it by "
+        f", {name}, which an earlier gic came with: take {place} of gic's repository, and name it by "
         f"--checkpoint or put it into the folder that {FOLDER_VARIABLE} names"
     )

@@ -96,6 +96,44 @@ class LocalContrast(PerceptualTerm):
         return total / self.octaves
 
 
+class MaskedError(PerceptualTerm):
+    """Squared error where it is seen: beside the original's own contrast, which hides it. It needs no weights.
+
+    The term is the mean of ``(x_hat - x)^2 / (s^2 + c^2)``. ``s`` is the standard deviation of the original's channel
+    in the calmest of the windows of 9 x 9 pixels that hold the pixel, so that a plain surface counts as plain up to
+    its edge. LPIPS hardly minds a faint pattern on a plain surface; people do.
+
+    Args:
+        weight: Factor in the loss.
+        floor: c, the contrast that hides nothing, in units of images in [0, 1].
+
+    Raises:
+        ConfigError: If ``floor`` is not positive.
+    """
+
+    WINDOW = 9
+
+    def __init__(self, weight: float = 1.0, floor: float = 0.02) -> None:
+        super().__init__(weight)
+        if not 0 < floor < math.inf:
+            raise ConfigError(f"floor must be positive, not {floor}")
+        self.floor = floor
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """Masked error of each image, (B,), 0 for identical images of any size."""
+        x_hat, x = x_hat.float(), x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            # Windows end at the border. About the mean of the channel, so that squares of large numbers do not cancel.
+            centred = x - x.mean((-2, -1), keepdim=True)
+            mean, square = (
+                F.avg_pool2d(v, self.WINDOW, 1, self.WINDOW // 2, count_include_pad=False)
+                for v in (centred, centred**2)
+            )
+            variance = (square - mean**2).clamp_min(0)
+            calmest = -F.max_pool2d(-variance, self.WINDOW, 1, self.WINDOW // 2)
+            return ((x_hat - x) ** 2 / (calmest + self.floor**2)).flatten(1).mean(1)
+
+
 NO_REFERENCE_CROPS: Mapping[str, int | None] = {
     "maniqa": 225,  # uses windows of 224; pyiqa enlarges images that are not larger than that
     "musiq": None,  # a pyramid of the whole image

@@ -113,7 +113,7 @@ def test_a_file_tells_the_name_of_its_weights(place: Path, monkeypatch: pytest.M
     other = gic.load("folder/mine-2.safetensors")
     with pytest.raises(FormatError, match=r"name the weights it was made with$"):
         other.decompress(data)
-    monkeypatch.setitem(zoo.FORMER, unpack(data).model_id.hex(), "tiny-0.4")
+    monkeypatch.setitem(zoo.FORMER, unpack(data).model_id.hex(), ("tiny-0.4", "weights/tiny-0.4.safetensors"))
     with pytest.raises(
         FormatError, match=r"with, tiny-0\.4, which an earlier gic came with: take weights/tiny-0\.4\.safe"
     ):
