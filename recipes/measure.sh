@@ -56,7 +56,7 @@ codec() { # exactness, progressive files, pictures
     measure regions "$kodak/kodim15.png" --ellipse 370 30 720 430 --bpp 0.1 --output docs/images/region.jpg \
         --json docs/results/region.json
     gic compress "$kodak" -o runs/progressive --q 2 --progressive --overwrite
-    gic info runs/progressive --json >docs/results/progressive-first-level.jsonl
+    gic info runs/progressive --json | sed "s,\"runs/,\"," >docs/results/progressive-first-level.jsonl
     measure strip "$kodak"/kodim{05,23}.png --box 60 130 316 386 --box 120 60 376 316 --output docs/images/kodak-strip.jpg
     measure strip "$kodak/kodim13.png" --bpp 0.2 0.4 --box 60 200 360 420 --output docs/images/stream.jpg
     measure slider "$kodak/kodim13.png" --bpp 0.2 --box 60 60 700 460 --output docs/images/slider
