@@ -57,6 +57,7 @@ codec() { # exactness, progressive files, pictures
         --json docs/results/region.json
     gic compress "$kodak" -o runs/progressive --q 2 --progressive --overwrite
     gic info runs/progressive --json | sed "s,\"runs/,\"," >docs/results/progressive-first-level.jsonl
+    gic compress "$kodak" -o runs/coarse --q 32 --overwrite --json | sed "s,\"$kodak/,\"kodak/,; s,\"runs/,\"," >docs/results/coarsest.jsonl
     measure strip "$kodak"/kodim{05,23}.png --box 60 130 316 386 --box 120 60 376 316 --output docs/images/kodak-strip.jpg
     measure strip "$kodak/kodim13.png" --bpp 0.2 0.4 --box 60 200 360 420 --output docs/images/stream.jpg
     measure slider "$kodak/kodim13.png" --bpp 0.2 --box 60 60 700 460 --output docs/images/slider

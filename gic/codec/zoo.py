@@ -23,7 +23,7 @@ PACKAGED = Path(__file__).parents[1] / "weights"
 SUFFIX = ".safetensors"
 FORMER = {
     "988170c9b4fc": ("small-0.4", "weights/small-0.4.safetensors"),
-    "6fd1b3f18eb0": ("small-0.5 before its release", "gic/weights/small-0.5.safetensors in commit 67af04c"),
+    "6fd1b3f18eb0": ("small-0.5 before its release", "gic/weights/small-0.5.safetensors in commit 408e2c2"),
 }
 """Weights that came with earlier versions, by their identity in files: name, and place in gic's repository."""
 _VERSIONED = re.compile(r"(.+)-(\d+(?:\.\d+)*)")
